@@ -60,8 +60,8 @@ typedef struct FdSet {
 
 static struct {
     HarnessCase *first;
-    HarnessCase **end;  /* the pointer that the next case goes into */
-    Shared *shared;     /* NULL in a process without a parent to tell */
+    HarnessCase **end; /* the pointer that the next case goes into */
+    Shared *shared;    /* NULL in a process without a parent to tell */
     unsigned allowed_fds;
     bool verbose;
     sigset_t wait_set;     /* what the parent blocks and waits for */
@@ -91,8 +91,8 @@ void harness_fail(const char *file, int line, const char *format, ...)
     _exit(1);
 }
 
-void harness_check_eq(const char *file, int line, const char *text,
-                      intmax_t a, intmax_t b)
+void harness_check_eq(const char *file, int line, const char *text, intmax_t a,
+                      intmax_t b)
 {
     if (a != b) {
         harness_fail(file, line, "CHECK_EQ(%s): %jd (%#jx) is not %jd (%#jx)",
@@ -403,8 +403,8 @@ static void describe_status(char *to, size_t size, int status)
 static Outcome judge(const HarnessCase *c, int status, const char *output)
 {
     Outcome o = {.ok = false};
-    bool died = c->signal && WIFSIGNALED(status) &&
-                WTERMSIG(status) == c->signal;
+    bool died =
+        c->signal && WIFSIGNALED(status) && WTERMSIG(status) == c->signal;
 
     describe_status(o.why, sizeof o.why, status);
     if (WIFEXITED(status) && WEXITSTATUS(status) == STATUS_SKIPPED) {

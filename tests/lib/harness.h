@@ -50,9 +50,9 @@ typedef struct HarnessCase HarnessCase;
 struct HarnessCase {
     const char *name;
     void (*body)(void);
-    int signal;           /* the case must die of this one; 0: must return */
-    const char *pattern;  /* extended regex for one line; NULL: none */
-    HarnessCase *next;    /* in order of definition; owned by harness.c */
+    int signal;          /* the case must die of this one; 0: must return */
+    const char *pattern; /* extended regex for one line; NULL: none */
+    HarnessCase *next;   /* in order of definition; owned by harness.c */
 };
 
 void harness_register(HarnessCase *c);
@@ -67,8 +67,8 @@ int harness_main(int argc, char **argv);
 void harness_fail(const char *file, int line, const char *format, ...)
     __attribute__((noreturn, format(printf, 3, 4)));
 
-void harness_check_eq(const char *file, int line, const char *text,
-                      intmax_t a, intmax_t b);
+void harness_check_eq(const char *file, int line, const char *text, intmax_t a,
+                      intmax_t b);
 
 void harness_check_str(const char *file, int line, const char *text,
                        const char *a, const char *b);
@@ -93,15 +93,14 @@ unsigned long harness_load(unsigned long rounds);
  */
 uint64_t harness_seed(void);
 
-#define HARNESS_CASE_(name, signal, pattern)                             \
-    static void name(void);                                              \
-    static HarnessCase harness_case_##name = {                           \
-        #name, name, signal, pattern, 0                                  \
-    };                                                                   \
-    __attribute__((constructor)) static void harness_register_##name(void) \
-    {                                                                    \
-        harness_register(&harness_case_##name);                          \
-    }                                                                    \
+#define HARNESS_CASE_(name, signal, pattern)                                \
+    static void name(void);                                                 \
+    static HarnessCase harness_case_##name = {#name, name, signal, pattern, \
+                                              0};                           \
+    __attribute__((constructor)) static void harness_register_##name(void)  \
+    {                                                                       \
+        harness_register(&harness_case_##name);                             \
+    }                                                                       \
     static void name(void)
 
 /* A case that must return. */
@@ -113,28 +112,28 @@ uint64_t harness_seed(void);
 /* A case that must die of @signal with a line that matches @pattern. */
 #define TEST_DIES(name, signal, pattern) HARNESS_CASE_(name, signal, pattern)
 
-#define CHECK(condition)                                                 \
-    do {                                                                 \
-        if (!(condition)) {                                              \
-            harness_fail(__FILE__, __LINE__, "CHECK(%s)", #condition);   \
-        }                                                                \
+#define CHECK(condition)                                               \
+    do {                                                               \
+        if (!(condition)) {                                            \
+            harness_fail(__FILE__, __LINE__, "CHECK(%s)", #condition); \
+        }                                                              \
     } while (0)
 
 /* Compares integers or pointers. */
-#define CHECK_EQ(a, b)                                                   \
-    harness_check_eq(__FILE__, __LINE__, #a " == " #b,                   \
+#define CHECK_EQ(a, b)                                 \
+    harness_check_eq(__FILE__, __LINE__, #a " == " #b, \
                      (intmax_t)(intptr_t)(a), (intmax_t)(intptr_t)(b))
 
 /* Compares strings; a null pointer equals only another. */
-#define CHECK_STR(a, b)                                                  \
+#define CHECK_STR(a, b) \
     harness_check_str(__FILE__, __LINE__, #a " == " #b, a, b)
 
 #define SKIP(reason) harness_skip(reason)
 
-#define TEST_MAIN()                                                      \
-    int main(int argc, char **argv)                                      \
-    {                                                                    \
-        return harness_main(argc, argv);                                 \
+#define TEST_MAIN()                      \
+    int main(int argc, char **argv)      \
+    {                                    \
+        return harness_main(argc, argv); \
     }
 
 #endif

@@ -30,8 +30,7 @@ static void run_specimen(Report *r, const char *arguments)
     if (!program) {
         SKIP("HARNESS_SPECIMEN does not name the specimen program");
     }
-    snprintf(command, sizeof command, "exec '%s' %s 2>&1", program,
-             arguments);
+    snprintf(command, sizeof command, "exec '%s' %s 2>&1", program, arguments);
     stream = popen(command, "re");
     CHECK(stream != NULL);
     length = fread(r->text, 1, sizeof r->text - 1, stream);
