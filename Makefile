@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: MIT
+#
+# The front door; meson.build is the build. `make help` lists the targets.
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+BUILD ?= build/release
+JOBS ?= $(shell nproc)
+IMAGE ?=
+export IMAGE SOCKET TCP JOBS
+
+.PHONY: build serve test test-quick test-matrix bench install format clean help
+
+build: ## build the library and coaio-nbd (default)
+	@scripts/install-deps build
+	@scripts/configure $(BUILD) '-Dprefix=$(abspath $(PREFIX))' \
+	    -Dtests=false -Dbench=false
+	@ninja -j$(JOBS) -C $(BUILD)
+
+serve: build ## serve a disk: IMAGE=disk.img [SOCKET=path] [TCP=address:port]
+	@COAIO_NBD=$(BUILD)/nbd/coaio-nbd scripts/serve "$$IMAGE"
+
+test: ## the full suite, sanitizers included; at most 20 minutes
+	@scripts/test full
+
+test-quick: ## the quick tests on one engine (COAIO_ENGINE=epoll|poll)
+	@scripts/test quick
+
+test-matrix: ## everything with everything, Valgrind included; takes hours
+	@scripts/test matrix
+
+bench: ## compare with the rivals; writes build/bench/results.json
+	@scripts/install-deps build bench
+	@scripts/configure build/bench/tree -Dbench=true -Dtests=false
+	@ninja -j$(JOBS) -C build/bench/tree
+	@bench/run build/bench/tree build/bench
+
+install: build ## install below PREFIX (DESTDIR is put in front)
+	@meson install -C $(BUILD) --no-rebuild --quiet \
+	    $(if $(DESTDIR),--destdir '$(abspath $(DESTDIR))')
+	@echo "Installed coaio below $(if $(DESTDIR),$(abspath $(DESTDIR)))$(abspath $(PREFIX))."
+
+format: ## run clang-format over all C sources
+	@git ls-files -co --exclude-standard '*.c' '*.h' | \
+	    grep -v '^tests/style/specimens/' | xargs clang-format -i
+
+clean: ## remove everything that was built
+	rm -rf build
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' \
+	    Makefile
