@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * I/O that suspends the calling coroutine, not its thread.
+ *
+ * Results are those of the POSIX calls of the same names, short counts
+ * included, with errors as negative errno values; never -EINTR or -EAGAIN.
+ * Besides, any of them may return
+ *
+ *   -ECANCELED  co_close() ended the wait
+ *   -ENOMEM     the runtime found no memory
+ *
+ * Sends never raise SIGPIPE.  File descriptors that are opened here are
+ * close-on-exec.  O_NONBLOCK of a descriptor is never changed, and does not
+ * matter: a blocking descriptor works as well.
+ *
+ * One coroutine reads and one writes at a time on a descriptor that has
+ * readiness (a socket, a pipe); a second one waits its turn, in order.  Files
+ * have no such limit.  A buffer belongs to the call until it returns.
+ *
+ * Which way a transfer takes (readiness, the calling thread at once, a worker
+ * thread) is the library's choice: it learns for each file whether it can
+ * answer without blocking.  Without a context, i.e. in a coroutine without a
+ * home, these calls do their work in the calling thread and block it.
+ *
+ * Thread table: all of them are for coroutines only.  None may be called on
+ * a descriptor that has handlers (fd.h): that aborts.
+ */
+#ifndef COAIO_IO_H
+#define COAIO_IO_H
+
+#include <coaio/types.h>
+#include <sys/socket.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+COAIO_BEGIN_DECLS
+
+/**
+ * read(2), write(2): at the position of the file, if it has one.
+ */
+COAIO_API ssize_t coroutine_fn co_read(int fd, void *buf, size_t count);
+COAIO_API ssize_t coroutine_fn co_write(int fd, const void *buf, size_t count);
+
+/**
+ * preadv(2), pwritev(2), and for one buffer pread(2), pwrite(2).
+ */
+COAIO_API ssize_t coroutine_fn co_pread(int fd, void *buf, size_t count,
+                                        off_t offset);
+COAIO_API ssize_t coroutine_fn co_pwrite(int fd, const void *buf, size_t count,
+                                         off_t offset);
+COAIO_API ssize_t coroutine_fn co_preadv(int fd, const struct iovec *iov,
+                                         int iovcnt, off_t offset);
+COAIO_API ssize_t coroutine_fn co_pwritev(int fd, const struct iovec *iov,
+                                          int iovcnt, off_t offset);
+
+/**
+ * recv(2), send(2), recvmsg(2), sendmsg(2).  flags are passed on, except that
+ * MSG_DONTWAIT does not make them return -EAGAIN: use co_poll_fd() to look.
+ */
+COAIO_API ssize_t coroutine_fn co_recv(int fd, void *buf, size_t count,
+                                       int flags);
+COAIO_API ssize_t coroutine_fn co_send(int fd, const void *buf, size_t count,
+                                       int flags);
+COAIO_API ssize_t coroutine_fn co_recvmsg(int fd, struct msghdr *msg,
+                                          int flags);
+COAIO_API ssize_t coroutine_fn co_sendmsg(int fd, const struct msghdr *msg,
+                                          int flags);
+
+/**
+ * accept4(2) with SOCK_CLOEXEC and flags (SOCK_NONBLOCK or 0).  addr and
+ * addrlen may be NULL.
+ *
+ * Returns the new descriptor, which belongs to the caller.
+ */
+COAIO_API int coroutine_fn co_accept(int fd, struct sockaddr *addr,
+                                     socklen_t *addrlen, int flags);
+
+/**
+ * connect(2).  Returns 0 when connected.
+ */
+COAIO_API int coroutine_fn co_connect(int fd, const struct sockaddr *addr,
+                                      socklen_t addrlen);
+
+/**
+ * fsync(2), fdatasync(2), fallocate(2).
+ */
+COAIO_API int coroutine_fn co_fsync(int fd);
+COAIO_API int coroutine_fn co_fdatasync(int fd);
+COAIO_API int coroutine_fn co_fallocate(int fd, int mode, off_t offset,
+                                        off_t length);
+
+/**
+ * End every wait on fd, in all contexts, with -ECANCELED, then close(2) it.
+ * A transfer that a worker has begun ends first.  A descriptor on which
+ * coroutines have waited should be closed so.
+ *
+ * Returns 0, or what close(2) reported; fd is closed in any case.
+ */
+COAIO_API int coroutine_fn co_close(int fd);
+
+/**
+ * Wait until fd is ready for one of events (POLLIN, POLLOUT, POLLPRI,
+ * POLLRDHUP of <poll.h>), for at most timeout_ns (below 0: for ever).
+ *
+ * Returns the events that hold, at least one of those asked for, POLLERR or
+ * POLLHUP; or -ETIMEDOUT, -ECANCELED, -EBADF.
+ */
+COAIO_API int coroutine_fn co_poll_fd(int fd, int events, int64_t timeout_ns);
+
+/**
+ * Suspend for at least ns nanoseconds; 0 or less lets the loop make a pass.
+ *
+ * Returns 0, or (later) -ECANCELED.
+ */
+COAIO_API int coroutine_fn co_sleep_ns(int64_t ns);
+
+/**
+ * Call fn(arg) in a worker thread and wait for it.  The pool of workers is
+ * one for the process, bounded, and serves jobs in the order of their coming.
+ * fn must not call coaio, except aio_bh_schedule() and aio_co_wake().
+ *
+ * Returns what fn returned, or -EAGAIN if there is no worker and no thread
+ * could be started.
+ */
+COAIO_API int coroutine_fn co_run_in_worker(int (*fn)(void *arg), void *arg);
+
+COAIO_END_DECLS
+
+#endif

@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * IOThread: a thread that polls an AioContext of its own.
+ *
+ * Life cycle
+ *
+ *   iothread_new() returns when the thread runs and polls.  iothread_stop()
+ *   ends the thread; the context lives on while somebody refers to it, but
+ *   nothing runs in it any more.  iothread_unref() drops a reference, and the
+ *   last one stops the thread if it still runs.
+ *
+ * The thread blocks all signals and reports stack overflows
+ * (aio_install_overflow_handler()).
+ *
+ * Thread table
+ *
+ *                              any thread but its own   its own   signal handler
+ *   iothread_new                         yes               -            no
+ *   iothread_ref, iothread_context       yes              yes           no
+ *   iothread_stop                        yes (1)           no           no
+ *   iothread_unref                       yes (1)          (2)           no
+ *
+ *   (1) not in a coroutine: it blocks until the thread has ended
+ *   (2) yes, unless it is the last reference and the thread runs: that aborts
+ */
+#ifndef COAIO_IOTHREAD_H
+#define COAIO_IOTHREAD_H
+
+#include <coaio/types.h>
+
+COAIO_BEGIN_DECLS
+
+typedef struct IOThreadOptions {
+    size_t size;            /* sizeof(IOThreadOptions) */
+    const char *engine;     /* as in AioContextOptions */
+    const unsigned *cpus;   /* the CPUs that it may run on; NULL: all */
+    size_t n_cpus;
+    int64_t poll_max_ns;    /* as in aio_context_set_poll_params() */
+    int64_t poll_grow;
+    int64_t poll_shrink;
+} IOThreadOptions;
+
+/**
+ * Start a thread.  name (at most 15 bytes are shown by the system) is copied;
+ * options may be NULL.
+ *
+ * Returns 0 and fills *iothread with a reference, or returns
+ *   -ENOMEM, -EAGAIN  no memory, or no more threads allowed
+ *   -EINVAL           a CPU that does not exist, poll parameters below 0, ...
+ *   what aio_context_new() returns
+ */
+COAIO_API int iothread_new(IOThread **iothread, const char *name,
+                           const IOThreadOptions *options);
+
+/**
+ * Take a reference.  Returns iothread.
+ */
+COAIO_API IOThread *iothread_ref(IOThread *iothread);
+
+/**
+ * Drop a reference; NULL is ignored.
+ */
+COAIO_API void iothread_unref(IOThread *iothread);
+
+/**
+ * The context that it polls.  Borrowed: valid while iothread is; take a
+ * reference of your own to keep it longer.
+ */
+COAIO_API AioContext *iothread_context(IOThread *iothread);
+
+/**
+ * Run what is due, then end the thread and wait for it.  Coroutines that are
+ * parked there then are reported on stderr, by name and by what they wait for,
+ * and are left alone; wake-ups that come later are counted and never run.
+ * Calling it again does nothing.  Aborts when called from the thread itself.
+ *
+ * Returns the number of coroutines that were left.
+ */
+COAIO_API size_t iothread_stop(IOThread *iothread);
+
+COAIO_END_DECLS
+
+#endif

@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What the compiler can be told.
+ */
+#ifndef COAIO_BASE_COMPILER_H
+#define COAIO_BASE_COMPILER_H
+
+#include <stddef.h>
+
+#define likely(x) __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
+
+#define NOINLINE __attribute__((noinline))
+#define NORETURN __attribute__((noreturn))
+#define COLD __attribute__((cold, noinline))
+#define PRINTF_FORMAT(fmt, args) __attribute__((format(printf, fmt, args)))
+#define CACHE_ALIGNED __attribute__((aligned(64)))
+
+/* The object that holds, as its member, what ptr points to. */
+#define container_of(ptr, type, member)                                       \
+    ((type *)(void *)((char *)(ptr) - offsetof(type, member)))
+
+#define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
+
+#if defined(__SANITIZE_ADDRESS__)
+#define COAIO_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define COAIO_ASAN 1
+#endif
+#endif
+#ifndef COAIO_ASAN
+#define COAIO_ASAN 0
+#endif
+
+#if defined(__SANITIZE_THREAD__)
+#define COAIO_TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define COAIO_TSAN 1
+#endif
+#endif
+#ifndef COAIO_TSAN
+#define COAIO_TSAN 0
+#endif
+
+#endif

@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * struct Coroutine, and what the layers above may do with it.
+ *
+ * A Coroutine lives at the top of its own stack, so that a parked one touches
+ * a single page.  It belongs to whoever holds the right to resume it: its
+ * creator, then the thread that runs it, then, while parked, its home's
+ * thread and at most one waker.
+ *
+ * INVARIANTS
+ *
+ *   1. A coroutine with a home runs only on the thread that is bound to it.
+ *   2. scheduled is not NULL exactly while somebody has woken the coroutine
+ *      and it has not been resumed yet; whoever set it (by compare-and-swap
+ *      from NULL, the claim) is the only one who may move or resume it, or
+ *      hand that right on through a list.
+ *   3. caller is not NULL only while the coroutine is entered from another
+ *      coroutine; state is ENTERED for each coroutine of that chain.
+ *   4. Thread-private lists (OsThread.deferred) hold coroutines of the
+ *      thread's own context only, each claimed.
+ */
+#ifndef COAIO_COROUTINE_INT_H
+#define COAIO_COROUTINE_INT_H
+
+#include "base/assert.h"
+#include "base/atomic.h"
+#include "base/list.h"
+#include "base/post.h"
+#include "os/thread.h"
+
+#include <coaio/coroutine.h>
+
+struct Slab;
+
+/*
+ * What the coroutine layer knows of an AioContext: this is its first member.
+ * population and emigrated together count the started coroutines whose home
+ * it is; see loop/context.h for how that holds a reference.
+ */
+typedef struct CoHome {
+    long population;   /* home thread only: started here, minus ended here */
+    long emigrated;    /* atomic: left while another thread entered them */
+    char name[32];     /* for reports */
+} CoHome;
+
+typedef enum CoroutineState {
+    COROUTINE_FREE = 0,  /* not a coroutine: a free slot, or given back */
+    COROUTINE_NEW,       /* created, never entered */
+    COROUTINE_PARKED,    /* has yielded */
+    COROUTINE_ENTERED,   /* runs, or has entered one that runs */
+} CoroutineState;
+
+/*
+ * Why a coroutine is parked, if a call of the library parked it.  Every kind
+ * of waiting has one on the waiter's stack.  See loop/wait.h.
+ */
+struct CoWait;
+
+struct Coroutine {
+    void *sp;               /* saved stack, while not running */
+    Coroutine *caller;      /* see INVARIANTS 3 */
+    CoHome *home;           /* written by the holder of the right to resume */
+    const char *scheduled;  /* atomic: who woke it; see INVARIANTS 2 */
+    uint8_t state;          /* CoroutineState; the holder's */
+    uint8_t size_class;     /* of the stack; never changes */
+    bool unguarded;         /* the stack has no guard; never changes */
+    bool started;           /* counts in home->population */
+    unsigned locks_held;    /* its own */
+
+    CoroutineEntry *entry;
+    void *opaque;
+    const char *name;       /* the user's, or NULL */
+    struct CoWait *wait;    /* its own: what it waits for, or NULL */
+
+    /*
+     * To call with this coroutine when it has next yielded and its stack is
+     * quiet; its own, or NULL.  Runs outside it, and must not suspend.
+     */
+    void (*on_yield)(Coroutine *co);
+
+    FifoNode link;          /* in OsThread.deferred, or a free list */
+    Post post;              /* in the posted list of a context */
+    CoHome *target;         /* where the waker moves it; the waker's */
+
+    /* The stack and its bookkeeping; set when the slot is first used. */
+    struct Slab *slab;
+    char *stack_bottom;     /* lowest usable address */
+    size_t stack_size;      /* from there up to this struct */
+    void *fiber;            /* TSan's, lives as long as the slot */
+    void *fake_stack;       /* ASan's, while not running */
+};
+
+/* --- for the loop: resuming, moving, waiting ---------------------------- */
+
+/*
+ * Claim the right to resume co (INVARIANTS 2), as who, a function's name.
+ * Aborts if somebody has it, naming both.
+ */
+void coroutine_claim(Coroutine *co, const char *who);
+
+/*
+ * Run a claimed coroutine of this thread's context, or without any home.
+ * Outside coroutines only.
+ */
+void coroutine_resume_claimed(OsThread *thread, Coroutine *co);
+
+/* Run a claimed coroutine of this thread when control is back outside. */
+void coroutine_defer_claimed(OsThread *thread, Coroutine *co);
+
+/* Abort with a line if co is not a coroutine (finished, deleted, garbage). */
+void coroutine_check_live(const Coroutine *co, const char *who);
+
+/* "name" or "coroutine 0x..." for messages, in a buffer of the caller's. */
+typedef struct CoroutineLabel {
+    char text[64];
+} CoroutineLabel;
+const char *coroutine_label(const Coroutine *co, CoroutineLabel *label);
+
+/* Count co out of its home, for a coroutine that moves; see CoHome. */
+void coroutine_leave_home(OsThread *thread, Coroutine *co);
+
+/*
+ * Called when the last foreign departure may have emptied a home; set by the
+ * loop.
+ */
+extern void (*coroutine_home_emptied)(CoHome *home);
+
+/*
+ * Call fn for every coroutine that is not free, of all threads.  The answer
+ * is a snapshot of moving things, unless the threads concerned stand still.
+ * fn must not create or end coroutines.
+ */
+void coroutine_for_each(void (*fn)(Coroutine *co, void *opaque), void *opaque);
+
+/* The entry of every coroutine; called by the switch on the new stack. */
+NORETURN void coroutine_main(void);
+
+#endif

@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The pool of free stacks of the default size: a small batch in each thread,
+ * which trades whole batches with the slabs' free lists.  So creating on one
+ * thread and finishing on another neither drains one nor bloats the other.
+ *
+ * A thread's batch is its own: no lock, no atomics.  It goes back when the
+ * thread ends.  With COAIO_DEBUG=1 freed slots stay out of use for a while,
+ * so that a stale pointer is recognised.
+ */
+#ifndef COAIO_COROUTINE_POOL_H
+#define COAIO_COROUTINE_POOL_H
+
+#include "coroutine/coroutine_int.h"
+
+#define POOL_BATCH 64  /* slots that change hands at once */
+#define POOL_LIMIT 128 /* a thread keeps at most so many */
+
+/* A slot of the default class, or NULL; the fast path stands in the caller. */
+Coroutine *pool_refill(OsThread *thread);
+
+/* Take back a slot of any class that was left for good; state is FREE. */
+void pool_put(OsThread *thread, Coroutine *co);
+
+#endif

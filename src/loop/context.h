@@ -1,0 +1,143 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * struct AioContext, for the files of this layer.
+ *
+ * Ownership: fields are the home thread's (the thread that the context is
+ * bound to) unless they say otherwise.  Before it is bound they belong to
+ * whoever made it.  `lock` protects what says so, and is never held while a
+ * callback runs.
+ *
+ * REFERENCES
+ *
+ *   handles  what users hold, plus one for as long as started coroutines have
+ *            their home here (population_held).  When it falls to 0, the
+ *            context is closed: leftovers are misuse, and nothing runs any
+ *            more.
+ *   pins     what keeps the memory and the event fd: one for the handles
+ *            together, one for the thread that it is bound to, and one for
+ *            each waker between publishing and the end of its notification.
+ *
+ * One pass, in the order of its parts: context_prepare() says how long may be
+ * slept / the poller waits / context_dispatch() runs what was posted, fds,
+ * timers.  A foreign loop may call the three by itself.
+ */
+#ifndef COAIO_LOOP_CONTEXT_H
+#define COAIO_LOOP_CONTEXT_H
+
+#include "base/list.h"
+#include "base/post.h"
+#include "coroutine/coroutine_int.h"
+#include "loop/poller/poller.h"
+#include "loop/timer_int.h"
+#include "os/thread.h"
+
+#include <coaio/context.h>
+
+/* AioContext.wake: see the protocol [notify] in loop/notify.c. */
+enum { WAKE_AWAKE = 0, WAKE_SLEEPING, WAKE_NOTIFIED };
+
+struct AioContext {
+    CoHome home;             /* first: what coroutine/ sees */
+
+    unsigned long handles;   /* atomic; see REFERENCES */
+    int population_held;     /* atomic; 1: handles counts the coroutines */
+    int closed;              /* atomic; handles reached 0 */
+    int stopped;             /* atomic; its I/O thread has ended */
+    uint64_t lost_wakeups;   /* atomic; wake-ups that came after stopped */
+    OsThread *thread;        /* atomic; bound to it, or NULL; never followed
+                                from another thread */
+    int event[2];            /* os_event_open(); written once */
+
+    /* What other threads write to. */
+    CACHE_ALIGNED PostList posted;
+    uint32_t wake;           /* atomic; WAKE_... */
+    unsigned long pins;      /* atomic; see REFERENCES */
+
+    /* The home thread's. */
+    CACHE_ALIGNED Fifo ready; /* of Post.node: taken over, to run in this pass;
+                                 empty between passes */
+    unsigned depth;          /* of nested aio_poll() calls */
+    int64_t now_ns;          /* monotonic; when the events came in */
+    TimerQueue timers[2];    /* by AioClock */
+    int64_t idle_deadline_ns; /* when pending idle bottom halves are due, or
+                                 INT64_MAX; atomic */
+    PostList idle;           /* idle bottom halves: any thread pushes */
+
+    /* Busy polling. */
+    int64_t poll_max_ns;     /* atomic */
+    int64_t poll_grow;       /* atomic */
+    int64_t poll_shrink;     /* atomic */
+    int64_t poll_ns;         /* how long now */
+
+    Poller poller;
+    OsMutex lock;
+    List bhs;                /* AioBH.link; lock: to name those that are left */
+    struct FdTable *fds;     /* loop/fd.c; its fields say which lock */
+};
+
+/* --- loop/context.c -------------------------------------------------------*/
+
+/* Pin, around publish-and-notify by a thread that holds no handle. */
+void context_pin(AioContext *ctx);
+void context_unpin(AioContext *ctx);
+
+/* Whether the calling thread is the home thread. */
+static inline bool context_is_home(const AioContext *ctx,
+                                   const OsThread *thread)
+{
+    return thread->context == ctx;
+}
+
+/* Drop the handle of the coroutines if there are none.  Home thread, or any
+ * when the context is stopped. */
+void context_release_population(AioContext *ctx);
+
+/* Take it, before the first coroutine counts in.  Home thread. */
+void context_hold_population(AioContext *ctx);
+
+/* --- loop/poll.c ----------------------------------------------------------*/
+
+/* How long the poller may sleep: 0 if something is due, < 0 for ever. */
+int64_t context_prepare(AioContext *ctx);
+/* Run what is due.  Returns whether something ran. */
+bool context_dispatch(AioContext *ctx);
+
+/* --- loop/notify.c --------------------------------------------------------*/
+
+/*
+ * Hand post to the home thread and wake it if it sleeps.  Any thread, any
+ * signal handler (in which case somebody else sees to it that ctx lives).
+ * The caller does not touch post or ctx afterwards.
+ */
+void context_post(AioContext *ctx, Post *post);
+
+/*
+ * About to sleep: returns whether the home thread may.  Then notify_woken()
+ * must follow the sleep, before dispatch.
+ */
+bool notify_prepare_sleep(AioContext *ctx);
+void notify_woken(AioContext *ctx);
+
+/* --- loop/bh.c ------------------------------------------------------------*/
+
+/* Move the idle bottom halves that are due to ready.  Home thread. */
+void bh_take_idle(AioContext *ctx);
+/* At the end: free what was deleted, misuse() for what was not. */
+void bh_check_none_left(AioContext *ctx);
+
+/* --- loop/fd.c ------------------------------------------------------------*/
+
+int fd_table_new(AioContext *ctx);
+void fd_table_free(AioContext *ctx);
+/* Run the handlers of what the poller found ready.  Returns whether any. */
+bool fd_dispatch(AioContext *ctx);
+/* Whether some handler's poll callback says that there is work; and mark it
+ * ready for fd_dispatch().  For busy polling. */
+bool fd_busy_poll(AioContext *ctx);
+/* Whether a descriptor that is always ready is watched (never sleep then). */
+bool fd_always_ready(const AioContext *ctx);
+void fd_check_none_left(AioContext *ctx);
+
+/* --- loop/timer.c: see timer_int.h ----------------------------------------*/
+
+#endif

@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Waiting for readiness inside the library: what io/ builds on.
+ */
+#ifndef COAIO_LOOP_FD_INT_H
+#define COAIO_LOOP_FD_INT_H
+
+#include "base/list.h"
+#include "loop/wait.h"
+
+#include <coaio/fd.h>
+
+/*
+ * One coroutine's wait for a descriptor, on its stack.  The wait's result is
+ * the events (positive) or -errno.
+ */
+typedef struct FdWait {
+    CoWait wait;      /* first */
+    List link;        /* in the descriptor's list; the fd table's lock */
+    int fd;
+    uint32_t events;  /* asked for */
+} FdWait;
+
+/*
+ * Wait in the calling coroutine's home until fd has one of events, or until
+ * timeout_ns (below 0: for ever) has passed.  Several may wait at once, for
+ * the same or for different events; each is woken when its events come.
+ * Returns the events, -ETIMEDOUT, -ECANCELED, or what the engine reported.
+ * A descriptor without readiness is always ready.
+ */
+int coroutine_fn fd_wait(int fd, uint32_t events, int64_t timeout_ns,
+                         const char *what);
+
+/*
+ * End all waits on fd in all contexts with error, before fd is closed.  Any
+ * thread.  Waits of other contexts end there, a little later; the kernel's
+ * interest is gone when this returns.  Handlers are misuse.
+ */
+void fd_cancel_all(int fd, int error);
+
+/* Abort, naming call, if fd has handlers in ctx. */
+void fd_check_no_handler(AioContext *ctx, int fd, const char *call);
+
+#endif

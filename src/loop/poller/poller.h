@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The back end of a context: how it waits for file descriptors.  One file an
+ * engine, behind one table of functions.
+ *
+ * An engine watches descriptors for fd.c, which owns all state of who waits
+ * for what; the engine knows only (fd, events, serial) and reports what is
+ * ready by calling fd_ready().  Interest is level-triggered, and is changed
+ * by update(); an engine may keep it in the kernel (epoll) or build it for
+ * each wait (poll).
+ *
+ * io_uring will be another such table.  It adds operations that complete by
+ * themselves; its submit hook takes them in, wait() submits and reaps them in
+ * one system call, and completions are posted to the context like wake-ups.
+ */
+#ifndef COAIO_LOOP_POLLER_H
+#define COAIO_LOOP_POLLER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct AioContext;
+struct IoOp; /* an operation that an engine completes: none in this release */
+
+typedef struct PollerOps {
+    const char *name;
+
+    /* Set up; returns 0 or -errno (-ENOSYS: not on this machine). */
+    int (*open)(struct AioContext *ctx);
+    void (*close)(struct AioContext *ctx);
+
+    /*
+     * Watch fd for events (POLLIN | POLLOUT | POLLPRI | POLLRDHUP; 0: stop
+     * watching).  Called with the lock of the fd table, by any thread.
+     * serial is handed back to fd_ready(), which ignores reports of an older
+     * one.  old is what was watched before: 0, or the events.
+     *
+     * Returns 0 or -errno; -EPERM: fd has no readiness (always ready).
+     */
+    int (*update)(struct AioContext *ctx, int fd, uint32_t serial,
+                  uint32_t old, uint32_t events);
+
+    /*
+     * prepare / wait / (dispatch is the context's): wait up to timeout_ns (0:
+     * look only; below 0: for ever), and report with fd_ready().  Must see
+     * ctx->event.  Home thread.  Returns how many descriptors were reported,
+     * or -errno (-EINTR).
+     */
+    int (*wait)(struct AioContext *ctx, int64_t timeout_ns);
+
+    /* Take in an operation: NULL, for engines without. */
+    int (*submit)(struct AioContext *ctx, struct IoOp *op);
+
+    /* A descriptor that is readable when wait() would find something, for
+     * foreign loops; or -1. */
+    int (*descriptor)(struct AioContext *ctx);
+} PollerOps;
+
+typedef struct Poller {
+    const PollerOps *ops;
+    void *state;   /* the engine's own */
+} Poller;
+
+extern const PollerOps poller_epoll;
+extern const PollerOps poller_poll;
+
+/* Choose by name (NULL: the environment, then the best) and open.  Returns
+ * what aio_context_new() documents. */
+int poller_open(struct AioContext *ctx, const char *name);
+void poller_close(struct AioContext *ctx);
+
+/* For engines: fd, watched under serial, has events.  Home thread. */
+void fd_ready(struct AioContext *ctx, int fd, uint32_t serial,
+              uint32_t events);
+
+#endif

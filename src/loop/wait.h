@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * CoWait: the record of one coroutine's wait, on its stack.  Everything in the
+ * library that suspends a coroutine for a reason has one; there is no other
+ * way to wait.
+ *
+ * A wait ends once: by completion (any thread) or by cancellation (the home
+ * thread: timeouts now, scopes and deadlines later).  Whoever ends it first
+ * decides the result and resumes the coroutine; the other is told that it
+ * came too late.
+ *
+ *     CoWait w;
+ *
+ *     co_wait_init(&w, "CoQueue", queue, cancel);
+ *     ... publish &w where the completer finds it ...
+ *     result = co_wait_park(&w, timeout_ns);
+ *
+ * PROTOCOL AND MEMORY ORDER
+ *
+ *   [wait/A] the one who ends it moves state from PENDING by an acq_rel
+ *   compare-and-swap after writing what the waiter is to see; result travels
+ *   in the same word.  [wait/B] the waiter reads state with acquire when it
+ *   runs again.  The memory may be gone as soon as the coroutine has been
+ *   woken: nobody touches a wait after co_wait_end() returned.
+ *
+ * A coroutine that is resumed while its wait is PENDING was woken by somebody
+ * who had no right to: misuse, naming both.
+ */
+#ifndef COAIO_LOOP_WAIT_H
+#define COAIO_LOOP_WAIT_H
+
+#include "coroutine/coroutine_int.h"
+
+#include <coaio/timer.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+typedef struct CoWait CoWait;
+
+/*
+ * Called on the home thread, outside the waiter, when the wait is to end with
+ * error.  It takes the record from where completers find it, as far as needed,
+ * and calls co_wait_end(wait, error) unless somebody has ended it, or leaves
+ * that to a completion that is sure to come (a transfer in the kernel).
+ */
+typedef void CoWaitCancel(CoWait *wait, int error);
+
+struct CoWait {
+    Coroutine *co;         /* who waits; constant */
+    const char *what;      /* "CoMutex", "fd", ...: for reports; constant */
+    const void *object;    /* the lock, queue, ...; or NULL */
+    CoWaitCancel *cancel;  /* NULL: cannot be cancelled */
+    int64_t outcome;       /* atomic: WAIT_PENDING, or the result */
+};
+
+#define WAIT_PENDING INT64_MIN
+
+/* For the running coroutine.  Aborts if it has no home, naming what/object,
+ * and pointing to aio_co_enter(). */
+void co_wait_init(CoWait *wait, const char *what, const void *object,
+                  CoWaitCancel *cancel);
+
+/* Has it ended (as seen now, with acquire)? */
+bool co_wait_ended(CoWait *wait);
+
+/*
+ * Yield until the wait has ended, at most timeout_ns (below 0: for ever; the
+ * wait is then cancelled with -ETIMEDOUT).  Returns the result.
+ */
+int64_t coroutine_fn co_wait_park(CoWait *wait, int64_t timeout_ns);
+
+/*
+ * End the wait with result and wake its coroutine, as who.  Any thread.
+ * Returns false, and has done nothing, if it had ended before.
+ */
+bool co_wait_end(CoWait *wait, int64_t result, const char *who);
+
+/*
+ * The two halves of it, for wakers that end several waits under a lock and
+ * wake later: after claiming, the record stays valid until the wake.
+ */
+bool co_wait_claim_end(CoWait *wait, int64_t result);
+void co_wait_wake(CoWait *wait, const char *who);
+
+/*
+ * End what co waits for with error (-ETIMEDOUT, -ECANCELED), if it waits for
+ * something that can be cancelled.  On the home thread of co, outside co.
+ * Returns whether there was such a wait.
+ */
+bool co_wait_cancel(Coroutine *co, int error);
+
+#endif

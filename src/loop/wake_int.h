@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Wake-ups, for the layers above: the public calls under another name, so
+ * that a report says who it was.
+ */
+#ifndef COAIO_LOOP_WAKE_INT_H
+#define COAIO_LOOP_WAKE_INT_H
+
+#include "coroutine/coroutine_int.h"
+
+#include <coaio/wake.h>
+
+/* aio_co_wake() on behalf of who. */
+void wake_as(Coroutine *co, const char *who);
+
+/*
+ * Claim now, deliver later: for wakers that first collect (under a lock) and
+ * then wake without it.  After wake_claim() nobody else can wake co.
+ */
+void wake_claim(Coroutine *co, const char *who);
+void wake_deliver(Coroutine *co);
+
+/*
+ * Deliver a chain of claimed coroutines (by Coroutine.link, in order), with at
+ * most one notification for each run of coroutines of one context.
+ */
+void wake_deliver_chain(Fifo *chain);
+
+/* aio_co_schedule() on behalf of who: resumes on a later pass of ctx. */
+void schedule_as(AioContext *ctx, Coroutine *co, const char *who);
+
+#endif

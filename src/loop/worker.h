@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The worker pool: threads for calls that block.  One pool for the process,
+ * with at most WORKER_MAX threads that start when there is more to do than
+ * idle ones and end after a while without work.
+ *
+ * A job belongs to its user's memory (a coroutine's stack).  Its completion is
+ * posted to the context that submitted it, so done runs on that home thread.
+ */
+#ifndef COAIO_LOOP_WORKER_H
+#define COAIO_LOOP_WORKER_H
+
+#include "base/list.h"
+#include "base/post.h"
+
+#include <coaio/types.h>
+
+#define WORKER_MAX 64
+
+typedef struct WorkerJob WorkerJob;
+
+struct WorkerJob {
+    Post post;                      /* first: the completion */
+    List link;                      /* in the queue; the pool's lock */
+    int (*fn)(void *arg);
+    void *arg;
+    void (*done)(WorkerJob *job);   /* on the home thread, outside coroutines */
+    AioContext *ctx;
+    int result;                     /* of fn, or -ECANCELED */
+    uint32_t state;                 /* the pool's lock */
+};
+
+/*
+ * Queue a job of the calling thread's context.  Returns 0, or -EAGAIN if no
+ * worker exists and none could be started; then done is not called.
+ */
+int worker_submit(WorkerJob *job);
+
+/*
+ * Take a job back that has not begun: its result is -ECANCELED, and done is
+ * called soon, as for any other.  Returns false if it runs or has run: done is
+ * called when it has ended.
+ */
+bool worker_cancel(WorkerJob *job);
+
+/* For tests. */
+unsigned worker_thread_count(void);
+
+#endif

@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The system calls of I/O.  Each returns the result or a negative errno value,
+ * EINTR included.  None changes errno in a way that anybody may rely on.
+ *
+ * In test builds each can be made to fail, and is recorded (os/fault.h).
+ */
+#ifndef COAIO_OS_FILE_H
+#define COAIO_OS_FILE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/socket.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+ssize_t os_read(int fd, void *buf, size_t count);
+ssize_t os_write(int fd, const void *buf, size_t count);
+ssize_t os_readv(int fd, const struct iovec *iov, int iovcnt);
+ssize_t os_writev(int fd, const struct iovec *iov, int iovcnt);
+ssize_t os_preadv(int fd, const struct iovec *iov, int iovcnt, off_t offset);
+ssize_t os_pwritev(int fd, const struct iovec *iov, int iovcnt, off_t offset);
+/* With RWF_NOWAIT: -EAGAIN if it would block, -EOPNOTSUPP if not supported.
+ * offset -1: at the file's position. */
+ssize_t os_preadv_nowait(int fd, const struct iovec *iov, int iovcnt,
+                         off_t offset);
+ssize_t os_pwritev_nowait(int fd, const struct iovec *iov, int iovcnt,
+                          off_t offset);
+
+/* Sockets: never block, never raise SIGPIPE. */
+ssize_t os_recvmsg_nowait(int fd, struct msghdr *msg, int flags);
+ssize_t os_sendmsg_nowait(int fd, const struct msghdr *msg, int flags);
+ssize_t os_recv_nowait(int fd, void *buf, size_t count, int flags);
+ssize_t os_send_nowait(int fd, const void *buf, size_t count, int flags);
+/* The same, blocking: for coroutines without a home. */
+ssize_t os_recvmsg(int fd, struct msghdr *msg, int flags);
+ssize_t os_sendmsg(int fd, const struct msghdr *msg, int flags);
+
+int os_accept(int fd, struct sockaddr *addr, socklen_t *addrlen, int flags);
+int os_connect(int fd, const struct sockaddr *addr, socklen_t addrlen);
+/* The pending error of a socket (SO_ERROR), negative, or 0. */
+int os_socket_error(int fd);
+
+int os_fsync(int fd);
+int os_fdatasync(int fd);
+int os_fallocate(int fd, int mode, off_t offset, off_t length);
+int os_close(int fd);
+
+typedef enum OsFileKind {
+    OS_FILE_REGULAR,  /* a file on a disk: can block, has no readiness */
+    OS_FILE_MEMORY,   /* a file on tmpfs or ramfs */
+    OS_FILE_SOCKET,
+    OS_FILE_STREAM,   /* a pipe, terminal, ...: has readiness */
+} OsFileKind;
+
+/* What fd is; also *serial, which differs between files that the number fd
+ * stood for at different times (device and inode, mixed). */
+int os_file_kind(int fd, OsFileKind *kind, uint64_t *serial);
+
+/* Whether O_NONBLOCK is set on fd. */
+bool os_file_nonblocking(int fd);
+
+#endif

@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Memory: the heap, mappings, and guards.
+ *
+ * In test builds each of these can be made to fail (os/fault.h).
+ */
+#ifndef COAIO_OS_MEMORY_H
+#define COAIO_OS_MEMORY_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+/* Zeroed memory, or NULL. */
+void *os_alloc(size_t size);
+/* Resize to size bytes; on NULL the old block stays. */
+void *os_realloc(void *block, size_t size);
+void os_free(void *block);
+
+/* A copy of string, cut after max bytes, or NULL. */
+char *os_strndup(const char *string, size_t max);
+
+size_t os_page_size(void);
+
+/*
+ * A private mapping of size bytes, zeroed, aligned to align (a power of two of
+ * at least a page), reserved but not backed until it is touched, without
+ * transparent huge pages.  NULL if there is none.
+ */
+void *os_map(size_t size, size_t align);
+void os_unmap(void *address, size_t size);
+
+/* Give the pages back; they read as zeroes. */
+void os_discard(void *address, size_t size);
+
+typedef enum OsGuardKind {
+    OS_GUARD_NONE,      /* nothing works, or the limit was reached */
+    OS_GUARD_MADVISE,   /* does not split the mapping */
+    OS_GUARD_MPROTECT,  /* does: one mapping more for each */
+} OsGuardKind;
+
+/*
+ * Make n regions of size bytes, at first, first + stride, ..., inaccessible.
+ * Uses the first way that works on this machine, found out by its effect (a
+ * write(2) of a byte of such a page gives EFAULT) and remembered.  All or
+ * nothing is not promised: *done says how many have a guard now.
+ *
+ * At most max_map_count / 2 mprotect guards are made in a process.
+ */
+OsGuardKind os_guard(char *first, size_t size, size_t stride, size_t n,
+                     size_t *done);
+
+/* What os_guard() would use; for tests and reports. */
+OsGuardKind os_guard_kind(void);
+
+/* A mapping with mprotect guards was unmapped: give n back to the limit. */
+void os_unguard(OsGuardKind kind, size_t n);
+
+/* Whether address cannot be read, asked of the kernel. */
+bool os_address_guarded(const void *address);
+
+#endif
