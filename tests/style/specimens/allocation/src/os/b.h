@@ -1,0 +1,2 @@
+/* SPDX-License-Identifier: MIT */
+#define GET() malloc(1)

@@ -1,0 +1,3 @@
+/* SPDX-License-Identifier: MIT */
+typedef pthread_t Thread;
+extern pthread_mutex_t lock;

@@ -1,0 +1,2 @@
+/* SPDX-License-Identifier: MIT */
+extern pthread_t self;

@@ -1,0 +1,7 @@
+/* SPDX-License-Identifier: MIT */
+static pthread_mutex_t lock;
+
+void f(void)
+{
+    pthread_mutex_lock(&lock);
+}

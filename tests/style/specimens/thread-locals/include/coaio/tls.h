@@ -1,0 +1,2 @@
+/* SPDX-License-Identifier: MIT */
+#define CO_TLS(x) _Thread_local x

@@ -1,0 +1,2 @@
+/* SPDX-License-Identifier: MIT */
+extern _Thread_local int e;
