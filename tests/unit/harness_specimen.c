@@ -88,6 +88,15 @@ TEST(reuses_fd_number)
     CHECK_EQ(open("/dev/zero", O_RDONLY), STDIN_FILENO);
 }
 
+static void *volatile lost;
+
+/* Only LeakSanitizer and Valgrind notice. */
+TEST(leaks_memory)
+{
+    lost = malloc(100);
+    lost = NULL;
+}
+
 TEST(hangs)
 {
     for (;;) {

@@ -99,6 +99,21 @@ TEST(a_leaked_fd_fails)
     expect("reuses_fd_number", 0, "ok 1");
 }
 
+#if defined(__SANITIZE_ADDRESS__)
+#define HAS_LEAK_CHECK 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define HAS_LEAK_CHECK 1
+#endif
+#endif
+
+#ifdef HAS_LEAK_CHECK
+TEST(leaked_memory_fails)
+{
+    expect_failure("leaks_memory", "LeakSanitizer");
+}
+#endif
+
 TEST(an_expected_abort_must_come_with_its_line)
 {
     expect("aborts", 0, "ok 1 - aborts\n");
