@@ -41,7 +41,7 @@ install: build ## install below PREFIX (DESTDIR is put in front)
 	@echo "Installed coaio below $(if $(DESTDIR),$(abspath $(DESTDIR)))$(abspath $(PREFIX))."
 
 format: ## run clang-format over all C sources
-	@git ls-files -co --exclude-standard '*.c' '*.h' | \
+	@git ls-files -co --exclude-standard '*.[ch]' '*.cpp' | \
 	    grep -v '^tests/style/specimens/' | xargs clang-format -i
 
 clean: ## remove everything that was built

@@ -1,0 +1,4 @@
+/* SPDX-License-Identifier: MIT */
+TEST(case_a)
+{
+}
