@@ -10,9 +10,13 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* Zeroed memory, or NULL. */
+/*
+ * Zeroed memory, or NULL.  Aligned to a cache line (64 bytes) if it is at
+ * least as large, else as malloc() does it.
+ */
 void *os_alloc(size_t size);
-/* Resize to size bytes; on NULL the old block stays. */
+/* Resize to size bytes; on NULL the old block stays.  What is added is not
+ * zeroed, and the new block is aligned as malloc() does it. */
 void *os_realloc(void *block, size_t size);
 void os_free(void *block);
 
@@ -44,12 +48,14 @@ typedef enum OsGuardKind {
  * write(2) of a byte of such a page gives EFAULT) and remembered.  All or
  * nothing is not promised: *done says how many have a guard now.
  *
- * At most max_map_count / 2 mprotect guards are made in a process.
+ * mprotect guards take at most half of vm.max_map_count, at two mappings for
+ * each; the others are left to the program.
  */
 OsGuardKind os_guard(char *first, size_t size, size_t stride, size_t n,
                      size_t *done);
 
-/* What os_guard() would use; for tests and reports. */
+/* What os_guard() would use; for tests and reports.  COAIO_GUARD in the
+ * environment (madvise, mprotect or none) asks for one, for tests. */
 OsGuardKind os_guard_kind(void);
 
 /* A mapping with mprotect guards was unmapped: give n back to the limit. */
