@@ -1,0 +1,238 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The system calls of I/O, one function each.
+ *
+ * Guarantees: the result or -errno; each call is made once (EINTR is the
+ * caller's); sockets never raise SIGPIPE; what is opened is close-on-exec.
+ * The *_nowait calls say by the result that they would have blocked, whatever
+ * O_NONBLOCK says: a user's fd is never changed.
+ *
+ * The kernel's writes into the caller's buffers need no help here: the C
+ * library's functions are known to the sanitizers and to Valgrind.
+ */
+#include "os/file.h"
+
+#include "base/compiler.h"
+#include "os/fault.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+/*
+ * The value of expression, a system call, or -errno.  In test builds it is
+ * counted, recorded, and may be made to fail instead.
+ */
+#define IO_CALL(call, fd, offset, expression)                                 \
+    ({                                                                        \
+        ssize_t result_ = -os_fault(call);                                    \
+                                                                              \
+        os_count(OS_COUNT_SYSCALLS);                                          \
+        os_record(call, fd, offset, 0, true);                                 \
+        if (result_ == 0) {                                                   \
+            result_ = (expression);                                           \
+            result_ = result_ < 0 ? -errno : result_;                         \
+        }                                                                     \
+        os_record(call, fd, offset, result_, false);                          \
+        result_;                                                              \
+    })
+
+ssize_t os_read(int fd, void *buf, size_t count)
+{
+    return IO_CALL("read", fd, -1, read(fd, buf, count));
+}
+
+ssize_t os_write(int fd, const void *buf, size_t count)
+{
+    return IO_CALL("write", fd, -1, write(fd, buf, count));
+}
+
+ssize_t os_readv(int fd, const struct iovec *iov, int iovcnt)
+{
+    return IO_CALL("readv", fd, -1, readv(fd, iov, iovcnt));
+}
+
+ssize_t os_writev(int fd, const struct iovec *iov, int iovcnt)
+{
+    return IO_CALL("writev", fd, -1, writev(fd, iov, iovcnt));
+}
+
+ssize_t os_preadv(int fd, const struct iovec *iov, int iovcnt, off_t offset)
+{
+    return IO_CALL("preadv", fd, offset, preadv(fd, iov, iovcnt, offset));
+}
+
+ssize_t os_pwritev(int fd, const struct iovec *iov, int iovcnt, off_t offset)
+{
+    return IO_CALL("pwritev", fd, offset, pwritev(fd, iov, iovcnt, offset));
+}
+
+/* A kernel without preadv2(2) and pwritev2(2) does not support it either. */
+static ssize_t nowait_result(ssize_t result)
+{
+    return result == -ENOSYS ? -EOPNOTSUPP : result;
+}
+
+ssize_t os_preadv_nowait(int fd, const struct iovec *iov, int iovcnt,
+                         off_t offset)
+{
+    return nowait_result(
+        IO_CALL("preadv", fd, offset,
+                preadv2(fd, iov, iovcnt, offset, RWF_NOWAIT)));
+}
+
+ssize_t os_pwritev_nowait(int fd, const struct iovec *iov, int iovcnt,
+                          off_t offset)
+{
+    return nowait_result(
+        IO_CALL("pwritev", fd, offset,
+                pwritev2(fd, iov, iovcnt, offset, RWF_NOWAIT)));
+}
+
+ssize_t os_recvmsg_nowait(int fd, struct msghdr *msg, int flags)
+{
+    flags |= MSG_DONTWAIT | MSG_CMSG_CLOEXEC;
+    return IO_CALL("recvmsg", fd, -1, recvmsg(fd, msg, flags));
+}
+
+ssize_t os_sendmsg_nowait(int fd, const struct msghdr *msg, int flags)
+{
+    flags |= MSG_DONTWAIT | MSG_NOSIGNAL;
+    return IO_CALL("sendmsg", fd, -1, sendmsg(fd, msg, flags));
+}
+
+ssize_t os_recv_nowait(int fd, void *buf, size_t count, int flags)
+{
+    flags |= MSG_DONTWAIT;
+    return IO_CALL("recv", fd, -1, recv(fd, buf, count, flags));
+}
+
+ssize_t os_send_nowait(int fd, const void *buf, size_t count, int flags)
+{
+    flags |= MSG_DONTWAIT | MSG_NOSIGNAL;
+    return IO_CALL("send", fd, -1, send(fd, buf, count, flags));
+}
+
+ssize_t os_recvmsg(int fd, struct msghdr *msg, int flags)
+{
+    flags |= MSG_CMSG_CLOEXEC;
+    return IO_CALL("recvmsg", fd, -1, recvmsg(fd, msg, flags));
+}
+
+ssize_t os_sendmsg(int fd, const struct msghdr *msg, int flags)
+{
+    flags |= MSG_NOSIGNAL;
+    return IO_CALL("sendmsg", fd, -1, sendmsg(fd, msg, flags));
+}
+
+int os_accept(int fd, struct sockaddr *addr, socklen_t *addrlen, int flags)
+{
+    flags |= SOCK_CLOEXEC;
+    return (int)IO_CALL("accept", fd, -1, accept4(fd, addr, addrlen, flags));
+}
+
+int os_connect(int fd, const struct sockaddr *addr, socklen_t addrlen)
+{
+    return (int)IO_CALL("connect", fd, -1, connect(fd, addr, addrlen));
+}
+
+int os_socket_error(int fd)
+{
+    int error = 0;
+    socklen_t size = sizeof(error);
+
+    os_count(OS_COUNT_SYSCALLS);
+    if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size)) {
+        return -errno;
+    }
+    return -error;
+}
+
+int os_fsync(int fd)
+{
+    return (int)IO_CALL("fsync", fd, -1, fsync(fd));
+}
+
+int os_fdatasync(int fd)
+{
+    return (int)IO_CALL("fdatasync", fd, -1, fdatasync(fd));
+}
+
+int os_fallocate(int fd, int mode, off_t offset, off_t length)
+{
+    return (int)IO_CALL("fallocate", fd, offset,
+                        fallocate(fd, mode, offset, length));
+}
+
+int os_close(int fd)
+{
+    int error = os_fault("close");
+    int result;
+
+    os_count(OS_COUNT_SYSCALLS);
+    os_record("close", fd, -1, 0, true);
+    /* The number is free again afterwards, even if this says EINTR. */
+    result = close(fd) && errno != EINTR ? -errno : 0;
+    if (error) {
+        result = -error;
+    }
+    os_record("close", fd, -1, result, false);
+    return result;
+}
+
+static bool in_memory(int fd)
+{
+    struct statfs fs;
+
+    os_count(OS_COUNT_SYSCALLS);
+    if (fstatfs(fd, &fs)) {
+        return false;
+    }
+    /* The type of f_type differs between machines, in sign and in size. */
+    switch ((uint32_t)fs.f_type) {
+    case TMPFS_MAGIC:
+    case RAMFS_MAGIC:
+    case HUGETLBFS_MAGIC:
+        return true;
+    default:
+        return false;
+    }
+}
+
+int os_file_kind(int fd, OsFileKind *kind, uint64_t *serial)
+{
+    int error = os_fault("fstat");
+    struct stat st;
+
+    os_count(OS_COUNT_SYSCALLS);
+    if (error) {
+        return -error;
+    }
+    if (fstat(fd, &st)) {
+        return -errno;
+    }
+    if (S_ISREG(st.st_mode)) {
+        *kind = in_memory(fd) ? OS_FILE_MEMORY : OS_FILE_REGULAR;
+    } else if (S_ISBLK(st.st_mode) || S_ISDIR(st.st_mode)) {
+        *kind = OS_FILE_REGULAR;
+    } else if (S_ISSOCK(st.st_mode)) {
+        *kind = OS_FILE_SOCKET;
+    } else {
+        *kind = OS_FILE_STREAM;
+    }
+    *serial = ((uint64_t)st.st_dev << 32 | (uint64_t)st.st_dev >> 32) ^
+              (uint64_t)st.st_ino * UINT64_C(0x9e3779b97f4a7c15) ^
+              (st.st_mode & S_IFMT);
+    return 0;
+}
+
+bool os_file_nonblocking(int fd)
+{
+    int flags = fcntl(fd, F_GETFL);
+
+    os_count(OS_COUNT_SYSCALLS);
+    return flags >= 0 && (flags & O_NONBLOCK);
+}
