@@ -1,0 +1,226 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The handler for faults on guards, and the alternate stacks that it runs on.
+ *
+ * Guarantees: a fault that is not ours arrives at the previous handler as if
+ * this one were not there, but for the stack that it runs on, which is the
+ * alternate one.  No alternate stack is replaced.  Coroutines do not matter
+ * here: an alternate stack belongs to the kernel's thread, and is the same
+ * whatever stack is current.
+ *
+ * INVARIANTS
+ *
+ *   1. claims and previous are written before a handler is set, and only
+ *      previous changes afterwards, by SA_RESETHAND.
+ *   2. OsThread.signal_stack is NULL or a mapping of stack_mapping_size()
+ *      bytes, whose lowest page is a guard.
+ */
+#include "os/overflow.h"
+
+#include "base/assert.h"
+#include "base/atomic.h"
+#include "os/fault.h"
+#include "os/memory.h"
+#include "os/thread.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define LINE_SIZE 256
+#define SIGNAL_STACK_LEAST (64 * 1024)
+
+static OsMutex install_lock = OS_MUTEX_INIT;
+static bool installed; /* install_lock */
+static OsFaultClaims *claimer;
+static struct sigaction previous_segv;
+static struct sigaction previous_bus;
+
+static struct sigaction *previous_of(int signal_number)
+{
+    return signal_number == SIGBUS ? &previous_bus : &previous_segv;
+}
+
+/*
+ * Let the signal have its default action.  A faulting instruction runs again
+ * when the handler returns, and then dies in its own place, which is what a
+ * core dump should show.  A signal that was sent must be sent again: it stays
+ * pending until the handler has returned.
+ */
+static void die(int signal_number, const siginfo_t *info)
+{
+    struct sigaction action = {.sa_handler = SIG_DFL};
+
+    sigaction(signal_number, &action, NULL);
+    if (info->si_code <= 0) {
+        raise(signal_number);
+    }
+}
+
+/* Call the handler that was there before, in the circumstances it asked for. */
+static void call_previous(const struct sigaction *action, int signal_number,
+                          siginfo_t *info, void *context)
+{
+    sigset_t own;
+
+    /* The kernel puts the mask back when our handler returns. */
+    pthread_sigmask(SIG_BLOCK, &action->sa_mask, NULL);
+    if (action->sa_flags & SA_NODEFER) {
+        sigemptyset(&own);
+        sigaddset(&own, signal_number);
+        pthread_sigmask(SIG_UNBLOCK, &own, NULL);
+    }
+    if (action->sa_flags & SA_SIGINFO) {
+        action->sa_sigaction(signal_number, info, context);
+    } else {
+        action->sa_handler(signal_number);
+    }
+}
+
+static void pass_on(int signal_number, siginfo_t *info, void *context)
+{
+    struct sigaction *previous = previous_of(signal_number);
+    struct sigaction action = *previous;
+
+    if (!(action.sa_flags & SA_SIGINFO)) {
+        if (action.sa_handler == SIG_IGN && info->si_code <= 0) {
+            return;
+        }
+        /* The kernel does not let a fault be ignored: it would come again. */
+        if (action.sa_handler == SIG_DFL || action.sa_handler == SIG_IGN) {
+            die(signal_number, info);
+            return;
+        }
+    }
+    if (action.sa_flags & SA_RESETHAND) {
+        previous->sa_flags &= ~SA_SIGINFO;
+        previous->sa_handler = SIG_DFL;
+    }
+    call_previous(&action, signal_number, info, context);
+}
+
+static void on_fault(int signal_number, siginfo_t *info, void *context)
+{
+    char line[LINE_SIZE];
+    int saved = errno;
+
+    /* A signal that was sent, not raised by a fault, has no address. */
+    if (info->si_code > 0 && claimer(info->si_addr, line, sizeof(line))) {
+        ssize_t n = write(STDERR_FILENO, line, strnlen(line, sizeof(line)));
+
+        (void)n; /* there is nobody left to tell */
+        die(signal_number, info);
+    } else {
+        pass_on(signal_number, info, context);
+    }
+    errno = saved;
+}
+
+static int set_handler(int signal_number)
+{
+    struct sigaction action = {
+        .sa_sigaction = on_fault,
+        .sa_flags = SA_SIGINFO | SA_ONSTACK,
+    };
+
+    sigemptyset(&action.sa_mask);
+    if (sigaction(signal_number, NULL, previous_of(signal_number)) ||
+        sigaction(signal_number, &action, NULL)) {
+        return -errno;
+    }
+    return 0;
+}
+
+int os_install_fault_handler(OsFaultClaims *claims)
+{
+    int result = 0;
+
+    os_mutex_lock(&install_lock);
+    if (!installed) {
+        claimer = claims;
+        result = set_handler(SIGSEGV);
+        if (result == 0) {
+            result = set_handler(SIGBUS);
+        }
+        installed = result == 0;
+    }
+    os_mutex_unlock(&install_lock);
+    return result;
+}
+
+/* --- alternate stacks ----------------------------------------------------- */
+
+static size_t stack_mapping_size(void)
+{
+    /* What this processor's registers need; can be far above SIGSTKSZ. */
+    long size = sysconf(_SC_SIGSTKSZ);
+    size_t page = os_page_size();
+
+    if (size < SIGNAL_STACK_LEAST) {
+        size = SIGNAL_STACK_LEAST;
+    }
+    return (((size_t)size + page - 1) & ~(page - 1)) + page;
+}
+
+static bool has_signal_stack(stack_t *stack)
+{
+    os_count(OS_COUNT_SYSCALLS);
+    return sigaltstack(NULL, stack) == 0 && !(stack->ss_flags & SS_DISABLE);
+}
+
+static void free_signal_stack(OsThread *thread)
+{
+    char *mapping = thread->signal_stack;
+    stack_t stack;
+
+    if (!mapping) {
+        return;
+    }
+    /* Somebody may have replaced ours meanwhile: theirs stays. */
+    if (has_signal_stack(&stack) &&
+        stack.ss_sp == (void *)(mapping + os_page_size())) {
+        stack.ss_flags = SS_DISABLE;
+        sigaltstack(&stack, NULL);
+    }
+    os_unmap(mapping, stack_mapping_size());
+    thread->signal_stack = NULL;
+    thread->overflow_ready = false;
+}
+
+int os_signal_stack_install(void)
+{
+    OsThread *thread = os_thread();
+    size_t size = stack_mapping_size();
+    size_t page = os_page_size();
+    stack_t stack;
+    char *mapping;
+
+    if (thread->overflow_ready) {
+        return 0;
+    }
+    if (has_signal_stack(&stack)) {
+        thread->overflow_ready = true;
+        return 0;
+    }
+    mapping = os_fault("signal_stack") ? NULL : os_map(size, page);
+    if (!mapping) {
+        return -ENOMEM;
+    }
+    /* Fails at the limit of mappings only; then it goes unguarded. */
+    mprotect(mapping, page, PROT_NONE);
+    os_thread_on_exit(free_signal_stack);
+    os_thread_prepare(thread);
+    stack.ss_sp = mapping + page;
+    stack.ss_size = size - page;
+    stack.ss_flags = 0;
+    os_count(OS_COUNT_SYSCALLS);
+    if (sigaltstack(&stack, NULL)) {
+        os_unmap(mapping, size);
+        return -ENOMEM;
+    }
+    thread->signal_stack = mapping;
+    thread->overflow_ready = true;
+    return 0;
+}
