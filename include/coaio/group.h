@@ -31,8 +31,7 @@ struct CoGroup {
     uint32_t lock_;
     int32_t error_;
     uint64_t running_;
-    void *head_;
-    void *tail_;
+    CoWaiterList waiters_;
 };
 
 typedef int coroutine_fn CoGroupFunc(void *opaque);
@@ -56,7 +55,8 @@ COAIO_API int co_group_run(CoGroup *group, AioContext *ctx, CoGroupFunc *fn,
  * Wait until all that was run has ended.
  *
  * Barriers: acquire; what they wrote is visible.
- * Returns the first error, or 0, and forgets it.
+ * Returns the first error, or 0, and forgets it.  Several may wait at once, and
+ * learn the same.
  */
 COAIO_API int coroutine_fn co_group_wait(CoGroup *group);
 

@@ -14,11 +14,12 @@
  *
  * Thread table
  *
- *                              any thread but its own   its own   signal handler
- *   iothread_new                         yes               -            no
- *   iothread_ref, iothread_context       yes              yes           no
- *   iothread_stop                        yes (1)           no           no
- *   iothread_unref                       yes (1)          (2)           no
+ *                                 any thread      its own   signal
+ *                                 but its own               handler
+ *   iothread_new                      yes             -        no
+ *   iothread_ref, iothread_context    yes            yes       no
+ *   iothread_stop                     yes (1)        no        no
+ *   iothread_unref                    yes (1)        (2)       no
  *
  *   (1) not in a coroutine: it blocks until the thread has ended
  *   (2) yes, unless it is the last reference and the thread runs: that aborts

@@ -47,6 +47,7 @@ static inline CoLock co_lock_from_null(void *null)
 #ifdef __cplusplus
 
 #include <cstddef>
+#include <type_traits>
 
 static inline CoLock co_lock_from(CoMutex *mutex)
 {
@@ -58,15 +59,13 @@ static inline CoLock co_lock_from(pthread_mutex_t *mutex)
     return co_lock_from_pthread(mutex);
 }
 
-static inline CoLock co_lock_from(std::nullptr_t)
+/* For nullptr, and for NULL, which has an integer type in C++. */
+template <typename Null> static inline CoLock co_lock_from(Null null)
 {
-    return co_lock_from_null(nullptr);
-}
-
-/* NULL has an integer type in C++. */
-static inline CoLock co_lock_from(long null)
-{
-    return co_lock_from_null(reinterpret_cast<void *>(null));
+    static_assert(std::is_same<Null, std::nullptr_t>::value ||
+                      std::is_integral<Null>::value,
+                  "a lock is a CoMutex *, a pthread_mutex_t * or NULL");
+    return co_lock_from_null(null == 0 ? nullptr : (void *)1);
 }
 
 #define CO_LOCK(lock) co_lock_from(lock)

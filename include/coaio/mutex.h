@@ -42,6 +42,9 @@ struct CoMutex {
     void *head_;        /* the holder's: who waits, oldest first */
     void *tail_;
     Coroutine *holder_; /* compared, never followed */
+    void *thread_;      /* where the holder took it; compared only */
+    uint32_t spins_;    /* how long spinning has paid of late */
+    uint32_t pad_;
 };
 
 /**

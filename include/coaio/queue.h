@@ -53,8 +53,7 @@ COAIO_BEGIN_DECLS
 
 /* The fields are the library's own. */
 struct CoQueue {
-    void *head_;
-    void *tail_;
+    CoWaiterList waiters_;
 };
 
 /**
@@ -87,7 +86,7 @@ COAIO_API int coroutine_fn co_queue_wait_lock_timeout_ns(CoQueue *queue,
 
 /**
  * Wake the waiter that has waited longest.  It does not run within the call.
- * Returns whether there was one.
+ * Returns whether there was one (whose time was not up).
  */
 COAIO_API bool co_queue_next(CoQueue *queue);
 
@@ -118,7 +117,8 @@ COAIO_API bool co_queue_enter_next_lock(CoQueue *queue, CoLock lock);
 COAIO_API void co_queue_enter_all_lock(CoQueue *queue, CoLock lock);
 
 /**
- * Whether nobody waits.
+ * Whether nobody waits.  One whose time is up, but who does not run yet, may
+ * still count as waiting.
  */
 COAIO_API bool co_queue_empty(const CoQueue *queue);
 

@@ -22,17 +22,17 @@
 #ifndef COAIO_RWLOCK_H
 #define COAIO_RWLOCK_H
 
-#include <coaio/mutex.h>
 #include <coaio/types.h>
 
 COAIO_BEGIN_DECLS
 
 /* The fields are the library's own. */
 struct CoRwlock {
-    CoMutex mutex_;     /* protects the rest */
+    uint32_t lock_;     /* protects the rest, for a few instructions */
+    uint32_t pad_;
     int64_t owners_;    /* number of readers, or -1 for a writer */
-    void *head_;        /* who waits, oldest first */
-    void *tail_;
+    Coroutine *writer_; /* compared, never followed */
+    CoWaiterList waiters_;
 };
 
 /**

@@ -26,8 +26,7 @@ struct CoSemaphore {
     uint32_t lock_;
     uint32_t pad_;
     uint64_t units_;
-    void *head_;
-    void *tail_;
+    CoWaiterList waiters_;
 };
 
 /**

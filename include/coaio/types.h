@@ -66,4 +66,10 @@ typedef struct CoRwlock CoRwlock;
 typedef struct CoSemaphore CoSemaphore;
 typedef struct CoGroup CoGroup;
 
+/* A part of some of them; the fields are the library's own. */
+typedef struct CoWaiterList {
+    void *head_; /* who waits, oldest first */
+    void *tail_;
+} CoWaiterList;
+
 #endif

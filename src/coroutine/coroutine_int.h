@@ -38,8 +38,9 @@ struct Slab;
  * it is; see loop/context.h for how that holds a reference.
  */
 typedef struct CoHome {
-    long population;   /* home thread only: started here, minus ended here */
+    long population;   /* home thread only: came or started, minus ended */
     long emigrated;    /* atomic: left while another thread entered them */
+    int held;          /* atomic; 1: the count holds a reference */
     char name[32];     /* for reports */
 } CoHome;
 
@@ -64,7 +65,7 @@ struct Coroutine {
     uint8_t state;          /* CoroutineState; the holder's */
     uint8_t size_class;     /* of the stack; never changes */
     bool unguarded;         /* the stack has no guard; never changes */
-    bool started;           /* counts in home->population */
+    bool counted;           /* in home->population */
     unsigned locks_held;    /* its own */
 
     CoroutineEntry *entry;
@@ -80,14 +81,14 @@ struct Coroutine {
 
     FifoNode link;          /* in OsThread.deferred, or a free list */
     Post post;              /* in the posted list of a context */
-    CoHome *target;         /* where the waker moves it; the waker's */
+    CoHome *target;         /* where the holder of the claim moves it */
 
     /* The stack and its bookkeeping; set when the slot is first used. */
     struct Slab *slab;
     char *stack_bottom;     /* lowest usable address */
     size_t stack_size;      /* from there up to this struct */
     void *fiber;            /* TSan's, lives as long as the slot */
-    void *fake_stack;       /* ASan's, while not running */
+    unsigned valgrind_id;   /* Valgrind's handle of the stack; likewise */
 };
 
 /* --- for the loop: resuming, moving, waiting ---------------------------- */
@@ -104,7 +105,7 @@ void coroutine_claim(Coroutine *co, const char *who);
  */
 void coroutine_resume_claimed(OsThread *thread, Coroutine *co);
 
-/* Run a claimed coroutine of this thread when control is back outside. */
+/* Let a claimed coroutine of this thread run when control is back outside. */
 void coroutine_defer_claimed(OsThread *thread, Coroutine *co);
 
 /* Abort with a line if co is not a coroutine (finished, deleted, garbage). */
@@ -116,14 +117,18 @@ typedef struct CoroutineLabel {
 } CoroutineLabel;
 const char *coroutine_label(const Coroutine *co, CoroutineLabel *label);
 
-/* Count co out of its home, for a coroutine that moves; see CoHome. */
-void coroutine_leave_home(OsThread *thread, Coroutine *co);
+/*
+ * Count co in or out of its home: in when it first runs there, on the home's
+ * thread; out when it ends or moves away, on any.
+ */
+void coroutine_count_in(Coroutine *co);
+void coroutine_count_out(OsThread *thread, Coroutine *co);
 
 /*
- * Called when the last foreign departure may have emptied a home; set by the
- * loop.
+ * Called before a coroutine counts in while home->held is 0; set by the loop
+ * before any home exists.
  */
-extern void (*coroutine_home_emptied)(CoHome *home);
+extern void (*coroutine_hold_home)(CoHome *home);
 
 /*
  * Call fn for every coroutine that is not free, of all threads.  The answer

@@ -50,7 +50,7 @@ _Static_assert(sizeof(OsThread) < 256, "thread-locals under 256 bytes");
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static pthread_key_t key;
 static bool key_usable; /* written under once */
-static bool forked;     /* atomic; set in a child, by its only thread */
+bool os_forked; /* set in a child, by its only thread */
 
 static OsMutex hook_lock = OS_MUTEX_INIT;
 static void (*hooks[HOOKS_MAX])(OsThread *thread);
@@ -97,7 +97,7 @@ static void run_hooks(void *arg)
 
 static void note_fork(void)
 {
-    store_relaxed(&forked, true);
+    store_relaxed(&os_forked, true);
 }
 
 static void set_up(void)
@@ -139,13 +139,10 @@ void os_thread_on_exit(void (*hook)(OsThread *thread))
     os_mutex_unlock(&hook_lock);
 }
 
-void os_check_fork(const char *call)
+void os_misuse_forked(const char *call)
 {
-    if (unlikely(load_relaxed(&forked))) {
-        misuse("%s called in a forked child: only exec or _exit may follow "
-               "fork",
-               call);
-    }
+    misuse("%s called in a forked child: only exec or _exit may follow fork",
+           call);
 }
 
 void os_thread_stack_bounds(const void **bottom, size_t *size)

@@ -10,6 +10,7 @@
 #ifndef COAIO_OS_THREAD_H
 #define COAIO_OS_THREAD_H
 
+#include "base/atomic.h"
 #include "base/compiler.h"
 #include "base/list.h"
 
@@ -62,8 +63,18 @@ void os_thread_prepare(OsThread *thread);
  */
 void os_thread_on_exit(void (*hook)(OsThread *thread));
 
-/* Abort, naming the call, if this process was forked off a coaio process. */
-void os_check_fork(const char *call);
+/* This process was forked off a coaio process.  Atomic. */
+extern bool os_forked;
+
+COLD NORETURN void os_misuse_forked(const char *call);
+
+/* Abort, naming the call, if so.  Cheap, and signal-safe. */
+static inline void os_check_fork(const char *call)
+{
+    if (unlikely(load_relaxed(&os_forked))) {
+        os_misuse_forked(call);
+    }
+}
 
 /* Where the calling thread's own stack lies. */
 void os_thread_stack_bounds(const void **bottom, size_t *size);

@@ -1,0 +1,537 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Coroutines: create, enter, yield, finish; and what the loop needs to wake
+ * them.
+ *
+ * The fast paths here are straight: each fetches the thread once, checks, does
+ * its bookkeeping and ends in the switch, which is then a jump (switch.h).  So
+ * nothing happens after a switch on the way back; whatever has to happen when
+ * control leaves a coroutine happens before the switch, on the side that
+ * leaves, or, if the stack must be quiet for it, as a call on the stack that
+ * is gone to (switch_stack_call()).
+ *
+ * Deferred wake-ups (OsThread.deferred) are run by the coroutine that was
+ * entered from outside any coroutine, when it leaves: instead of going back,
+ * it goes straight to the first of them, which takes over its place below the
+ * thread's own stack.  So a chain of wake-ups of any length needs no stack.
+ *
+ * INVARIANTS: see coroutine_int.h.
+ */
+#include "coroutine/coroutine_int.h"
+
+#include "coroutine/annotate.h"
+#include "coroutine/pool.h"
+#include "coroutine/stack.h"
+#include "coroutine/switch.h"
+#include "os/misc.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+void (*coroutine_hold_home)(CoHome *home);
+
+/* --- switching -----------------------------------------------------------*/
+
+static inline void **sp_of(OsThread *thread, Coroutine *co)
+{
+    return co ? &co->sp : &thread->leader_sp;
+}
+
+#if WRAPPED_SWITCH
+
+/* On the stack that was gone to, first thing. */
+static void arrive(void *fake)
+{
+    OsThread *thread = os_thread();
+    void (*call)(void *) = thread->after_switch;
+
+    annotate_arrive(fake);
+    if (call) {
+        thread->after_switch = NULL;
+        call(thread->after_switch_arg);
+    }
+}
+
+static NOINLINE void wrapped_switch(OsThread *thread, Coroutine *from,
+                                    Coroutine *to, bool gone)
+{
+    void *fake = NULL;
+
+    annotate_leave(thread, from, to, &fake, gone);
+    switch_stack(sp_of(thread, from), *sp_of(thread, to));
+    /* Perhaps on another thread now: `thread` is not to be used. */
+    arrive(fake);
+}
+
+static inline void switch_to(OsThread *thread, Coroutine *from, Coroutine *to)
+{
+    wrapped_switch(thread, from, to, false);
+}
+
+static inline void switch_to_call(OsThread *thread, Coroutine *from,
+                                  Coroutine *to, void (*call)(void *),
+                                  void *arg, bool gone)
+{
+    thread->after_switch = call;
+    thread->after_switch_arg = arg;
+    wrapped_switch(thread, from, to, gone);
+}
+
+#else
+
+static inline void arrive(void *fake)
+{
+    (void)fake;
+}
+
+static inline void switch_to(OsThread *thread, Coroutine *from, Coroutine *to)
+{
+    switch_stack(sp_of(thread, from), *sp_of(thread, to));
+}
+
+static inline void switch_to_call(OsThread *thread, Coroutine *from,
+                                  Coroutine *to, void (*call)(void *),
+                                  void *arg, bool gone)
+{
+    (void)gone;
+    switch_stack_call(sp_of(thread, from), *sp_of(thread, to), call, arg);
+}
+
+#endif
+
+/* --- names, checks -------------------------------------------------------*/
+
+const char *coroutine_label(const Coroutine *co, CoroutineLabel *label)
+{
+    if (!co) {
+        snprintf(label->text, sizeof(label->text), "nobody");
+    } else if (co->name) {
+        snprintf(label->text, sizeof(label->text), "coroutine \"%.32s\"",
+                 co->name);
+    } else {
+        snprintf(label->text, sizeof(label->text), "coroutine %p",
+                 (const void *)co);
+    }
+    return label->text;
+}
+
+static COLD NORETURN void misuse_dead(const Coroutine *co, const char *who)
+{
+    misuse("%s: %p is not a live coroutine: it has finished or was deleted",
+           who, (const void *)co);
+}
+
+void coroutine_check_live(const Coroutine *co, const char *who)
+{
+    if (unlikely(!co)) {
+        misuse("%s: the coroutine is NULL", who);
+    }
+    if (unlikely(load_relaxed(&co->state) == COROUTINE_FREE)) {
+        misuse_dead(co, who);
+    }
+}
+
+static COLD NORETURN void misuse_claimed(const Coroutine *co, const char *who,
+                                         const char *by)
+{
+    CoroutineLabel label;
+
+    misuse("%s: %s has been woken already by %s and has not run yet", who,
+           coroutine_label(co, &label), by);
+}
+
+void coroutine_claim(Coroutine *co, const char *who)
+{
+    const char *by = NULL;
+
+    if (unlikely(!cas_acq_rel(&co->scheduled, &by, who))) {
+        misuse_claimed(co, who, by);
+    }
+}
+
+/* --- homes ---------------------------------------------------------------*/
+
+void coroutine_count_in(Coroutine *co)
+{
+    CoHome *home = co->home;
+
+    if (!home) {
+        return;
+    }
+    if (unlikely(!load_relaxed(&home->held))) {
+        coroutine_hold_home(home);
+    }
+    home->population++;
+    co->counted = true;
+}
+
+void coroutine_count_out(OsThread *thread, Coroutine *co)
+{
+    if (!co->counted) {
+        return;
+    }
+    co->counted = false;
+    if ((CoHome *)thread->context == co->home) {
+        co->home->population--;
+    } else {
+        fetch_add_release(&co->home->emigrated, 1L);
+    }
+}
+
+AioContext *coroutine_context(const Coroutine *co)
+{
+    coroutine_check_live(co, "coroutine_context");
+    return (AioContext *)(void *)co->home;
+}
+
+/* --- create and delete ---------------------------------------------------*/
+
+static inline Coroutine *pool_take(OsThread *thread)
+{
+    Coroutine *co = thread->pool;
+
+    if (likely(co != NULL)) {
+        thread->pool = co->link.next
+                           ? container_of(co->link.next, Coroutine, link)
+                           : NULL;
+        thread->pool_size--;
+        return co;
+    }
+    return pool_refill(thread);
+}
+
+/* Make a free slot a new coroutine. */
+static inline void coroutine_setup(OsThread *thread, Coroutine *co,
+                                   CoroutineEntry *entry, void *opaque)
+{
+    if (unlikely(!co->sp)) {
+        co->sp = switch_init(co->stack_bottom, co->stack_size, coroutine_main);
+    }
+    co->entry = entry;
+    co->opaque = opaque;
+    co->name = NULL;
+    co->home = (CoHome *)(void *)thread->context;
+    store_relaxed(&co->state, COROUTINE_NEW);
+}
+
+static int create_class(Coroutine **out, int size_class, bool need_guard)
+{
+    OsThread *thread = os_thread();
+
+    if (size_class == STACK_CLASS_DEFAULT && need_guard) {
+        *out = pool_take(thread);
+        return *out ? 0 : -ENOMEM;
+    }
+    return stack_get(size_class, need_guard, out);
+}
+
+Coroutine *coroutine_create(CoroutineEntry *entry, void *opaque)
+{
+    OsThread *thread = os_thread();
+    Coroutine *co;
+
+    os_check_fork("coroutine_create");
+    co = pool_take(thread);
+    if (unlikely(!co)) {
+        misuse("coroutine_create: no memory or no guards for a stack; "
+               "coroutine_create_full() would have returned -ENOMEM");
+    }
+    coroutine_setup(thread, co, entry, opaque);
+    return co;
+}
+
+int coroutine_create_full(Coroutine **co, CoroutineEntry *entry, void *opaque,
+                          const CoroutineOptions *options)
+{
+    static const CoroutineOptions defaults = { .size = sizeof(defaults) };
+    Coroutine *slot;
+    int size_class, ret;
+
+    os_check_fork("coroutine_create_full");
+    if (!options) {
+        options = &defaults;
+    }
+    if (options->size != sizeof(*options)) {
+        return -EINVAL;
+    }
+    size_class = stack_class_for(options->stack_size);
+    if (size_class < 0) {
+        return size_class;
+    }
+    ret = create_class(&slot, size_class,
+                       options->guard == COROUTINE_GUARD_REQUIRED);
+    if (ret < 0) {
+        return ret;
+    }
+    coroutine_setup(os_thread(), slot, entry, opaque);
+    slot->name = options->name;
+    *co = slot;
+    return 0;
+}
+
+/* The stack of co is quiet, and nobody has a right to it any more. */
+static void recycle(void *opaque)
+{
+    pool_put(os_thread(), opaque);
+}
+
+void coroutine_delete(Coroutine *co)
+{
+    CoroutineLabel label;
+
+    coroutine_check_live(co, "coroutine_delete");
+    if (load_relaxed(&co->state) != COROUTINE_NEW) {
+        misuse("coroutine_delete: %s has begun, and ends only by returning "
+               "from its entry function",
+               coroutine_label(co, &label));
+    }
+    coroutine_claim(co, "coroutine_delete");
+    store_relaxed(&co->scheduled, NULL);
+    store_relaxed(&co->state, COROUTINE_FREE);
+    recycle(co);
+}
+
+/* --- enter ---------------------------------------------------------------*/
+
+/* May the thread just go ahead? */
+static inline bool can_enter(const OsThread *thread, const Coroutine *co)
+{
+    unsigned state = load_relaxed(&co->state);
+
+    return (state == COROUTINE_NEW || state == COROUTINE_PARKED) &&
+           co->home == (CoHome *)(void *)thread->context &&
+           load_relaxed(&co->scheduled) == NULL;
+}
+
+/* It may not: abort with the reason, or bring co home to this thread first. */
+static COLD void enter_slow(OsThread *thread, Coroutine *co)
+{
+    CoroutineLabel label, other;
+    const char *by;
+
+    coroutine_check_live(co, "coroutine_enter");
+    if (load_relaxed(&co->state) == COROUTINE_ENTERED) {
+        misuse("coroutine_enter: %s is entered already; the caller is %s",
+               coroutine_label(co, &label),
+               coroutine_label(thread->current, &other));
+    }
+    by = load_acquire(&co->scheduled);
+    if (by) {
+        misuse_claimed(co, "coroutine_enter", by);
+    }
+    if (!thread->context) {
+        misuse("coroutine_enter: %s lives in context \"%s\" and this thread "
+               "has no context: use aio_co_wake() or aio_co_enter()",
+               coroutine_label(co, &label), co->home->name);
+    }
+    coroutine_claim(co, "coroutine_enter");
+    coroutine_count_out(thread, co);
+    co->home = (CoHome *)(void *)thread->context;
+    store_release(&co->scheduled, NULL);
+}
+
+/* Make co the running coroutine; the switch follows. */
+static inline void begin(OsThread *thread, Coroutine *co, Coroutine *caller)
+{
+    if (unlikely(!co->counted)) {
+        coroutine_count_in(co);
+    }
+    store_relaxed(&co->state, COROUTINE_ENTERED);
+    co->caller = caller;
+    thread->current = co;
+}
+
+void coroutine_enter(Coroutine *co)
+{
+    OsThread *thread = os_thread();
+    Coroutine *from = thread->current;
+
+    os_check_fork("coroutine_enter");
+    if (unlikely(!co || !can_enter(thread, co))) {
+        enter_slow(thread, co);
+    }
+    begin(thread, co, from);
+    switch_to(thread, from, co);
+}
+
+void coroutine_enter_if_inactive(Coroutine *co)
+{
+    coroutine_check_live(co, "coroutine_enter_if_inactive");
+    if (load_relaxed(&co->state) != COROUTINE_ENTERED) {
+        coroutine_enter(co);
+    }
+}
+
+/* Give the claim back, since the one it was made for happens now. */
+static inline void unclaim(Coroutine *co)
+{
+    invariant(load_relaxed(&co->scheduled) != NULL); /* INVARIANTS 2 */
+    store_release(&co->scheduled, NULL);
+}
+
+void coroutine_resume_claimed(OsThread *thread, Coroutine *co)
+{
+    CoroutineLabel label;
+
+    invariant(!thread->current);
+    invariant(co->home == (CoHome *)(void *)thread->context);
+    if (unlikely(load_relaxed(&co->state) == COROUTINE_ENTERED)) {
+        misuse("%s: %s is entered already", load_relaxed(&co->scheduled),
+               coroutine_label(co, &label));
+    }
+    unclaim(co);
+    begin(thread, co, NULL);
+    switch_to(thread, NULL, co);
+}
+
+void coroutine_defer_claimed(OsThread *thread, Coroutine *co)
+{
+    invariant(co->home == (CoHome *)(void *)thread->context);
+    fifo_append(&thread->deferred, &co->link);
+}
+
+/* --- yield and finish ----------------------------------------------------*/
+
+/*
+ * Control leaves co: decide where it goes.  NULL is the thread's own stack.
+ * If it is co itself, then it was woken before it yielded, and goes on.
+ */
+static inline Coroutine *leave(OsThread *thread, Coroutine *co)
+{
+    Coroutine *to = co->caller;
+    FifoNode *node;
+
+    co->caller = NULL;
+    if (!to && unlikely(thread->deferred.head != NULL)) {
+        node = fifo_take(&thread->deferred);
+        to = container_of(node, Coroutine, link);
+        unclaim(to);
+        begin(thread, to, NULL);
+    } else {
+        thread->current = to;
+    }
+    return to;
+}
+
+static void call_on_yield(void *opaque)
+{
+    Coroutine *co = opaque;
+    void (*call)(Coroutine *) = co->on_yield;
+
+    co->on_yield = NULL;
+    call(co);
+}
+
+void coroutine_yield(void)
+{
+    OsThread *thread = os_thread();
+    Coroutine *co = thread->current;
+    Coroutine *to;
+
+    os_check_fork("coroutine_yield");
+    if (unlikely(!co)) {
+        misuse("coroutine_yield: called outside a coroutine: there is nobody "
+               "to yield to");
+    }
+    store_relaxed(&co->state, COROUTINE_PARKED);
+    to = leave(thread, co);
+    if (unlikely(to == co)) {
+        return;
+    }
+    if (unlikely(co->on_yield != NULL)) {
+        switch_to_call(thread, co, to, call_on_yield, co, false);
+    } else {
+        switch_to(thread, co, to);
+    }
+}
+
+static COLD void check_may_finish(Coroutine *co)
+{
+    CoroutineLabel label;
+    const char *by = load_acquire(&co->scheduled);
+
+    if (by) {
+        misuse("%s has finished, but was woken by %s and would have to run "
+               "again",
+               coroutine_label(co, &label), by);
+    }
+    if (co->locks_held) {
+        misuse("%s has finished with %u lock%s held",
+               coroutine_label(co, &label), co->locks_held,
+               co->locks_held == 1 ? "" : "s");
+    }
+}
+
+/* The running coroutine has ended; comes back when the slot is used again. */
+static void finish(void)
+{
+    OsThread *thread = os_thread();
+    Coroutine *co = thread->current;
+    Coroutine *to;
+
+    if (unlikely(co->locks_held || load_relaxed(&co->scheduled))) {
+        check_may_finish(co);
+    }
+    coroutine_count_out(thread, co);
+    store_relaxed(&co->state, COROUTINE_FREE);
+    to = leave(thread, co);
+    switch_to_call(thread, co, to, recycle, co, true);
+}
+
+/* A slot's stack stays in this loop from one coroutine to the next. */
+void coroutine_main(void)
+{
+    arrive(NULL);
+    for (;;) {
+        Coroutine *co = os_thread()->current;
+
+        co->entry(co->opaque);
+        finish();
+    }
+}
+
+/* --- queries -------------------------------------------------------------*/
+
+Coroutine *coroutine_self(void)
+{
+    return os_thread()->current;
+}
+
+bool coroutine_entered(const Coroutine *co)
+{
+    coroutine_check_live(co, "coroutine_entered");
+    return load_relaxed(&co->state) == COROUTINE_ENTERED;
+}
+
+const char *coroutine_name(const Coroutine *co)
+{
+    coroutine_check_live(co, "coroutine_name");
+    return co->name;
+}
+
+int co_errno(void)
+{
+    return os_errno();
+}
+
+typedef struct ForEach {
+    void (*fn)(Coroutine *co, void *opaque);
+    void *opaque;
+} ForEach;
+
+static void for_each_live(Coroutine *co, void *opaque)
+{
+    ForEach *each = opaque;
+
+    if (load_relaxed(&co->state) != COROUTINE_FREE) {
+        each->fn(co, each->opaque);
+    }
+}
+
+void coroutine_for_each(void (*fn)(Coroutine *co, void *opaque), void *opaque)
+{
+    ForEach each = { fn, opaque };
+
+    stack_for_each(for_each_live, &each);
+}

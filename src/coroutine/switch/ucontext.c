@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Stack switch for every POSIX system that has <ucontext.h>.  Correct, and
+ * slow: swapcontext() saves the signal mask with a system call.
+ *
+ * A saved stack is represented by the address of the ucontext_t that lies on
+ * it.  What is to be called after a switch is done by the wrapper in
+ * coroutine.c, so there is no switch_stack_call() here.
+ */
+#include "base/assert.h"
+#include "coroutine/switch.h"
+
+#include <stdint.h>
+#include <string.h>
+#include <ucontext.h>
+
+void switch_stack(void **from, void *to)
+{
+    ucontext_t here;
+
+    *from = &here;
+    if (swapcontext(&here, to) < 0) {
+        misuse("swapcontext failed: this system cannot switch stacks");
+    }
+}
+
+void *switch_init(void *bottom, size_t size, void (*entry)(void))
+{
+    /* The record lies at the top of the stack that it describes. */
+    uintptr_t top = ((uintptr_t)bottom + size - sizeof(ucontext_t)) &
+                    ~(uintptr_t)63;
+    ucontext_t *context = (ucontext_t *)top;
+
+    memset(context, 0, sizeof(*context));
+    if (getcontext(context) < 0) {
+        misuse("getcontext failed: this system cannot switch stacks");
+    }
+    context->uc_stack.ss_sp = bottom;
+    context->uc_stack.ss_size = top - (uintptr_t)bottom;
+    context->uc_link = NULL;
+    makecontext(context, entry, 0);
+    return context;
+}
