@@ -10,7 +10,7 @@
  * REFERENCES
  *
  *   handles  what users hold, plus one for as long as started coroutines have
- *            their home here (population_held).  When it falls to 0, the
+ *            their home here (home.held).  When it falls to 0, the
  *            context is closed: leftovers are misuse, and nothing runs any
  *            more.
  *   pins     what keeps the memory and the event fd: one for the handles
@@ -40,28 +40,28 @@ struct AioContext {
     CoHome home;             /* first: what coroutine/ sees */
 
     unsigned long handles;   /* atomic; see REFERENCES */
-    int population_held;     /* atomic; 1: handles counts the coroutines */
     int closed;              /* atomic; handles reached 0 */
     int stopped;             /* atomic; its I/O thread has ended */
     uint64_t lost_wakeups;   /* atomic; wake-ups that came after stopped */
     OsThread *thread;        /* atomic; bound to it, or NULL; never followed
                                 from another thread */
     int event[2];            /* os_event_open(); written once */
+    Post grave;              /* in the list of those to be freed */
 
     /* What other threads write to. */
     CACHE_ALIGNED PostList posted;
+    PostList idle;           /* idle bottom halves */
+    uint32_t hurry;          /* atomic; 1: an idle one was scheduled after all */
     uint32_t wake;           /* atomic; WAKE_... */
     unsigned long pins;      /* atomic; see REFERENCES */
 
     /* The home thread's. */
     CACHE_ALIGNED Fifo ready; /* of Post.node: taken over, to run in this pass;
                                  empty between passes */
-    unsigned depth;          /* of nested aio_poll() calls */
-    int64_t now_ns;          /* monotonic; when the events came in */
+    unsigned depth;          /* of nested passes */
+    uint64_t ran;            /* callbacks and coroutines that made progress */
+    unsigned skipped;        /* passes in a row that did not look at fds */
     TimerQueue timers[2];    /* by AioClock */
-    int64_t idle_deadline_ns; /* when pending idle bottom halves are due, or
-                                 INT64_MAX; atomic */
-    PostList idle;           /* idle bottom halves: any thread pushes */
 
     /* Busy polling. */
     int64_t poll_max_ns;     /* atomic */
@@ -92,8 +92,11 @@ static inline bool context_is_home(const AioContext *ctx,
  * when the context is stopped. */
 void context_release_population(AioContext *ctx);
 
-/* Take it, before the first coroutine counts in.  Home thread. */
-void context_hold_population(AioContext *ctx);
+/* A pass ends: ctx may have been closed in it, and goes then. */
+void context_leave_pass(AioContext *ctx);
+
+/* "name" or "context 0x..." for messages. */
+const char *context_label(AioContext *ctx, CoroutineLabel *label);
 
 /* --- loop/poll.c ----------------------------------------------------------*/
 
@@ -106,24 +109,34 @@ bool context_dispatch(AioContext *ctx);
 
 /*
  * Hand post to the home thread and wake it if it sleeps.  Any thread, any
- * signal handler (in which case somebody else sees to it that ctx lives).
- * The caller does not touch post or ctx afterwards.
+ * signal handler.  ctx must live until the push; it is pinned from then on.
+ * The caller touches neither post nor ctx afterwards.
  */
 void context_post(AioContext *ctx, Post *post);
 
+/* The same for an idle bottom half. */
+void context_post_idle(AioContext *ctx, Post *post);
+
+/* The same for several, with one notification: push each, then notify once,
+ * with a pin around it all. */
+void context_notify_posted(AioContext *ctx);
+
 /*
- * About to sleep: returns whether the home thread may.  Then notify_woken()
- * must follow the sleep, before dispatch.
+ * About to sleep: returns whether the home thread may.  If so, notify_woken()
+ * must follow the sleep, before dispatch.  saw_idle: the sleep is short since
+ * idle bottom halves are pending.
  */
-bool notify_prepare_sleep(AioContext *ctx);
+bool notify_prepare_sleep(AioContext *ctx, bool saw_idle);
 void notify_woken(AioContext *ctx);
+
+/* Whether aio_notify() was called since the last sleep. */
+bool notify_requested(AioContext *ctx);
 
 /* --- loop/bh.c ------------------------------------------------------------*/
 
-/* Move the idle bottom halves that are due to ready.  Home thread. */
-void bh_take_idle(AioContext *ctx);
-/* At the end: free what was deleted, misuse() for what was not. */
-void bh_check_none_left(AioContext *ctx);
+/* At the end: free what was deleted; warn_line() for each that was not.
+ * Returns how many are left. */
+size_t bh_check_none_left(AioContext *ctx);
 
 /* --- loop/fd.c ------------------------------------------------------------*/
 
@@ -136,7 +149,10 @@ bool fd_dispatch(AioContext *ctx);
 bool fd_busy_poll(AioContext *ctx);
 /* Whether a descriptor that is always ready is watched (never sleep then). */
 bool fd_always_ready(const AioContext *ctx);
-void fd_check_none_left(AioContext *ctx);
+/* warn_line() for each handler that is left; returns how many. */
+size_t fd_check_none_left(AioContext *ctx);
+/* Whether any descriptor is watched: else there is nothing to look at. */
+bool fd_watching(const AioContext *ctx);
 
 /* --- loop/timer.c: see timer_int.h ----------------------------------------*/
 

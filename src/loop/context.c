@@ -1,0 +1,339 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Life and death of an AioContext: see REFERENCES in context.h.
+ *
+ * A context may be closed, and its memory go, on any thread: the user's last
+ * reference, the end of a coroutine or the end of a waker's notification may
+ * come last.  Two things make that simple:
+ *
+ *   - Leftovers are looked at when handles reaches 0, by whoever got it there;
+ *     from then on nobody may hand work to the context.
+ *   - Memory is freed when pins reaches 0.  As a signal handler may be the one
+ *     who lets go last, that only puts the context on a list (the graveyard),
+ *     from which the next call of this file outside signal handlers frees it.
+ */
+#include "loop/context.h"
+
+#include "os/event.h"
+#include "os/memory.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+/* Contexts without pins, by grave. */
+static PostList graveyard;
+
+static OsMutex main_lock = OS_MUTEX_INIT;
+static AioContext *main_context; /* main_lock */
+
+static OsMutex setup_lock = OS_MUTEX_INIT;
+static bool setup_done; /* setup_lock */
+
+const char *context_label(AioContext *ctx, CoroutineLabel *label)
+{
+    snprintf(label->text, sizeof(label->text), "context \"%s\"",
+             ctx->home.name);
+    return label->text;
+}
+
+/* --- memory --------------------------------------------------------------*/
+
+static void context_free(AioContext *ctx)
+{
+    if (ctx->poller.ops) {
+        poller_close(ctx);
+    }
+    fd_table_free(ctx);
+    os_event_close(ctx->event);
+    os_mutex_destroy(&ctx->lock);
+    os_free(ctx);
+}
+
+static void reap(void)
+{
+    Fifo dead = { NULL, NULL };
+    FifoNode *node;
+
+    post_take_all(&graveyard, &dead);
+    while ((node = fifo_take(&dead))) {
+        context_free(container_of(node, AioContext, grave.node));
+    }
+}
+
+void context_pin(AioContext *ctx)
+{
+    unsigned long pins = fetch_add_relaxed(&ctx->pins, 1UL);
+
+    invariant(pins > 0);
+}
+
+void context_unpin(AioContext *ctx)
+{
+    if (fetch_sub_acq_rel(&ctx->pins, 1UL) == 1) {
+        post_push(&graveyard, &ctx->grave);
+    }
+}
+
+/* --- references ----------------------------------------------------------*/
+
+/* The calling thread has no context any more. */
+static void unbind(OsThread *thread)
+{
+    AioContext *ctx = thread->context;
+
+    thread->context = NULL;
+    context_unpin(ctx);
+}
+
+/* No handle is left: nothing may be left in it, and nothing comes. */
+static void context_close(AioContext *ctx)
+{
+    OsThread *thread = os_thread();
+    CoroutineLabel label;
+    size_t left = bh_check_none_left(ctx);
+
+    left += fd_check_none_left(ctx);
+    left += timer_check_none_left(ctx);
+    if (left > 0) {
+        misuse("aio_context_unref: the last reference to %s went while %zu "
+               "bottom halves, fd handlers or timers were left (named above): "
+               "delete them first",
+               context_label(ctx, &label), left);
+    }
+    store_release(&ctx->closed, 1);
+    if (context_is_home(ctx, thread) && ctx->depth == 0) {
+        unbind(thread);
+    }
+    context_unpin(ctx);
+}
+
+void context_leave_pass(AioContext *ctx)
+{
+    if (--ctx->depth == 0 && unlikely(load_relaxed(&ctx->closed))) {
+        unbind(os_thread());
+        reap();
+    }
+}
+
+static void drop_handle(AioContext *ctx)
+{
+    unsigned long handles = fetch_sub_acq_rel(&ctx->handles, 1UL);
+
+    invariant(handles > 0);
+    if (handles == 1) {
+        context_close(ctx);
+    }
+}
+
+AioContext *aio_context_ref(AioContext *ctx)
+{
+    unsigned long handles = fetch_add_relaxed(&ctx->handles, 1UL);
+
+    if (handles == 0) {
+        misuse("aio_context_ref: context %p has no references left: it is "
+               "gone",
+               (void *)ctx);
+    }
+    return ctx;
+}
+
+void aio_context_unref(AioContext *ctx)
+{
+    if (!ctx) {
+        return;
+    }
+    os_check_fork("aio_context_unref");
+    context_release_population(ctx);
+    drop_handle(ctx);
+    reap();
+}
+
+/* For coroutine/: one that starts here wants the context to stay. */
+static void hold_home(CoHome *home)
+{
+    AioContext *ctx = container_of(home, AioContext, home);
+
+    aio_context_ref(ctx);
+    store_release(&home->held, 1);
+}
+
+/*
+ * The count of coroutines is kept without atomics, by the home thread; the
+ * reference that it stands for is dropped only here, where the home thread
+ * (or, when that has ended, anybody) looks whether it is 0.
+ */
+void context_release_population(AioContext *ctx)
+{
+    CoHome *home = &ctx->home;
+    int held = 1;
+
+    if (!load_relaxed(&home->held)) {
+        return;
+    }
+    if (!context_is_home(ctx, os_thread()) && !load_acquire(&ctx->stopped)) {
+        return;
+    }
+    if (home->population != load_acquire(&home->emigrated)) {
+        return;
+    }
+    if (cas_acq_rel(&home->held, &held, 0)) {
+        drop_handle(ctx);
+    }
+}
+
+/* --- making one ----------------------------------------------------------*/
+
+/* A thread ends: its context, if any, stays without a thread. */
+static void thread_exit(OsThread *thread)
+{
+    AioContext *ctx = thread->context;
+
+    if (!ctx) {
+        return;
+    }
+    context_release_population(ctx);
+    if (thread->context) {
+        unbind(thread);
+    }
+    reap();
+}
+
+static void setup_once(void)
+{
+    os_mutex_lock(&setup_lock);
+    if (!setup_done) {
+        setup_done = true;
+        coroutine_hold_home = hold_home;
+        os_thread_on_exit(thread_exit);
+    }
+    os_mutex_unlock(&setup_lock);
+}
+
+static void context_init(AioContext *ctx, const AioContextOptions *options)
+{
+    ctx->handles = 1;
+    ctx->pins = 1;
+    ctx->event[0] = -1;
+    ctx->event[1] = -1;
+    list_init(&ctx->bhs);
+    os_mutex_init(&ctx->lock);
+    if (options && options->name) {
+        snprintf(ctx->home.name, sizeof(ctx->home.name), "%s", options->name);
+    } else {
+        snprintf(ctx->home.name, sizeof(ctx->home.name), "%p", (void *)ctx);
+    }
+}
+
+int aio_context_new(AioContext **out, const AioContextOptions *options)
+{
+    AioContext *ctx;
+    int ret;
+
+    os_check_fork("aio_context_new");
+    if (options && options->size != sizeof(*options)) {
+        return -EINVAL;
+    }
+    setup_once();
+    reap();
+    ctx = os_alloc(sizeof(*ctx));
+    if (!ctx) {
+        return -ENOMEM;
+    }
+    context_init(ctx, options);
+    ret = os_event_open(ctx->event);
+    if (ret < 0) {
+        goto fail;
+    }
+    ret = fd_table_new(ctx);
+    if (ret < 0) {
+        goto fail;
+    }
+    ret = poller_open(ctx, options ? options->engine : NULL);
+    if (ret < 0) {
+        goto fail;
+    }
+    *out = ctx;
+    return 0;
+
+fail:
+    context_free(ctx);
+    return ret;
+}
+
+const char *aio_context_engine(const AioContext *ctx)
+{
+    return ctx->poller.ops->name;
+}
+
+/* --- binding to a thread -------------------------------------------------*/
+
+static COLD void check_may_attach(AioContext *ctx, OsThread *thread)
+{
+    CoroutineLabel label, other;
+
+    if (thread->current) {
+        misuse("aio_context_attach: %s is attached in %s; do so outside "
+               "coroutines",
+               context_label(ctx, &label),
+               coroutine_label(thread->current, &other));
+    }
+    if (thread->context) {
+        misuse("aio_context_attach: this thread has %s already, and cannot "
+               "poll %s",
+               context_label(thread->context, &other),
+               context_label(ctx, &label));
+    }
+}
+
+void aio_context_attach(AioContext *ctx)
+{
+    OsThread *thread = os_thread();
+    OsThread *unbound = NULL;
+    CoroutineLabel label;
+
+    os_check_fork("aio_context_attach");
+    if (context_is_home(ctx, thread)) {
+        return;
+    }
+    aio_context_current(); /* lets go of one that was closed */
+    check_may_attach(ctx, thread);
+    os_thread_prepare(thread);
+    if (!cas_acq_rel(&ctx->thread, &unbound, thread)) {
+        misuse("aio_context_attach: %s is bound to another thread for good; "
+               "only that thread may poll it",
+               context_label(ctx, &label));
+    }
+    context_pin(ctx);
+    thread->context = ctx;
+}
+
+AioContext *aio_context_current(void)
+{
+    OsThread *thread = os_thread();
+
+    if (thread->context && unlikely(load_acquire(&thread->context->closed))) {
+        unbind(thread);
+        reap();
+    }
+    return thread->context;
+}
+
+AioContext *aio_context_main(void)
+{
+    static const AioContextOptions options = {
+        .size = sizeof(options),
+        .name = "main",
+    };
+    AioContext *ctx;
+
+    os_check_fork("aio_context_main");
+    os_mutex_lock(&main_lock);
+    ctx = main_context;
+    if (!ctx && aio_context_new(&ctx, &options) == 0) {
+        aio_context_attach(ctx);
+        main_context = ctx;
+    }
+    os_mutex_unlock(&main_lock);
+    return ctx;
+}

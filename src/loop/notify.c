@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Handing work to a context, and waking its thread if it sleeps.
+ *
+ * What it guarantees: a post that has been pushed is dispatched, without
+ * anybody's further help; and the system call that wakes the thread is made
+ * only when the thread sleeps or is about to.
+ *
+ * PROTOCOL AND MEMORY ORDER
+ *
+ * ctx->wake is AWAKE, SLEEPING or NOTIFIED.  The home thread alone moves it
+ * from AWAKE to SLEEPING and back to AWAKE; anybody moves it from SLEEPING to
+ * NOTIFIED, and who does so sets the event.
+ *
+ *      waker                               home thread
+ *
+ *      push post                           wake: AWAKE -> SLEEPING
+ *      full fence            [notify/A]    full fence            [notify/B]
+ *      read wake                           read posted
+ *      if SLEEPING: -> NOTIFIED,           if empty: sleep on the event
+ *          set the event                   wake -> AWAKE
+ *
+ * This is store buffering: each side writes one location and then reads the
+ * other.  The fences make it impossible that both read the old values, so
+ * either the home thread finds the post and does not sleep, or the waker finds
+ * SLEEPING and sets the event.  Without either fence both may miss, and the
+ * home thread sleeps with work to do, for ever.
+ *
+ * The data of a post travels by the release and acquire on posted.head
+ * (base/post.h), never by the event: a system call is not a fence.
+ *
+ * The event is only ever set after SLEEPING was seen, so at most once a sleep.
+ * It may arrive late, when the home thread has been woken by something else
+ * and is awake; then a later sleep ends early, which is harmless.  It is never
+ * lost: nested passes look at posted and at wake themselves, so an event that
+ * a nested pass has taken was not needed by the outer one.
+ *
+ * aio_notify() has no post: it leaves NOTIFIED behind, which keeps the next
+ * sleep from happening.  The exchange carries what its caller wrote before
+ * ([notify/C]) to the home thread ([notify/D]).
+ *
+ * LIFETIME
+ *
+ * From the push on, what was posted may run, and may drop the last reference
+ * to the context.  So a waker pins ctx before it pushes, and lets go when it
+ * has notified.
+ */
+#include "loop/context.h"
+
+#include "os/event.h"
+
+/* The thread sleeps, or is about to: whoever gets here first sets the event. */
+static COLD void wake_sleeper(AioContext *ctx)
+{
+    uint32_t sleeping = WAKE_SLEEPING;
+
+    if (cas_relaxed(&ctx->wake, &sleeping, WAKE_NOTIFIED)) {
+        os_event_set(ctx->event);
+    }
+}
+
+void context_notify_posted(AioContext *ctx)
+{
+    /*
+     * [notify/A] The push comes before this, the look at wake after it.
+     * Pairs with [notify/B] in notify_prepare_sleep(): either it sees the
+     * post, or we see that it is about to sleep.
+     */
+    fence_seq_cst_after_rmw();
+    if (load_relaxed(&ctx->wake) == WAKE_SLEEPING) {
+        wake_sleeper(ctx);
+    }
+}
+
+static inline void post_to(AioContext *ctx, PostList *list, Post *post)
+{
+    if (context_is_home(ctx, os_thread())) {
+        /*
+         * The home thread is awake, or this is a signal handler that has
+         * interrupted it on its way to sleep: for that, what the compiler
+         * does in between is all that matters.  Who runs on the home thread
+         * sees to it that ctx lives.
+         */
+        post_push(list, post);
+        fence_signal();
+        if (unlikely(load_relaxed(&ctx->wake) == WAKE_SLEEPING)) {
+            wake_sleeper(ctx);
+        }
+        return;
+    }
+    context_pin(ctx);
+    post_push(list, post);
+    context_notify_posted(ctx);
+    context_unpin(ctx);
+}
+
+void context_post(AioContext *ctx, Post *post)
+{
+    post_to(ctx, &ctx->posted, post);
+}
+
+void context_post_idle(AioContext *ctx, Post *post)
+{
+    post_to(ctx, &ctx->idle, post);
+}
+
+void aio_notify(AioContext *ctx)
+{
+    os_check_fork("aio_notify");
+    /* [notify/C] pairs with [notify/D] in notify_requested(). */
+    if (xchg_acq_rel(&ctx->wake, WAKE_NOTIFIED) == WAKE_SLEEPING) {
+        os_event_set(ctx->event);
+    }
+    fence_seq_cst_after_rmw();
+}
+
+bool notify_requested(AioContext *ctx)
+{
+    if (load_relaxed(&ctx->wake) == WAKE_AWAKE) {
+        return false;
+    }
+    /* [notify/D] pairs with [notify/C] in aio_notify(). */
+    xchg_acq_rel(&ctx->wake, WAKE_AWAKE);
+    return true;
+}
+
+bool notify_prepare_sleep(AioContext *ctx, bool saw_idle)
+{
+    uint32_t awake = WAKE_AWAKE;
+
+    if (!cas_relaxed(&ctx->wake, &awake, WAKE_SLEEPING)) {
+        notify_requested(ctx);
+        return false;
+    }
+    /*
+     * [notify/B] SLEEPING comes before this, the look at what was posted
+     * after it.  Pairs with [notify/A] in context_notify_posted().
+     */
+    fence_seq_cst_after_rmw();
+    if (post_pending(&ctx->posted) || load_relaxed(&ctx->hurry) ||
+        (!saw_idle && post_pending(&ctx->idle))) {
+        notify_woken(ctx);
+        return false;
+    }
+    return true;
+}
+
+void notify_woken(AioContext *ctx)
+{
+    notify_requested(ctx);
+}

@@ -1,0 +1,221 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * One pass of a context.
+ *
+ * A pass takes over what was posted until then (posted, and what is idle, to
+ * ready) and runs all of it; what is posted meanwhile waits for the next pass.
+ * A nested pass appends what it takes over to the same list and runs it to the
+ * end, so it runs first what the outer pass has left, and the outer one then
+ * finds nothing more.  Between passes ready is empty.
+ */
+#include "loop/context.h"
+
+#include "os/clock.h"
+
+#include <errno.h>
+
+/* A pass that has other work looks at the descriptors at least so often. */
+#define SKIP_MOST 16
+
+/* Idle bottom halves wait so long at the most. */
+#define IDLE_NS 10000000
+
+/* The first stretch of busy polling, from which it grows. */
+#define BUSY_FIRST_NS 4000
+
+/* Look at the clock, and at descriptors, once in so many turns. */
+#define BUSY_TURNS 64
+
+/* Something is due that needs no waiting. */
+static bool work_pending(const AioContext *ctx)
+{
+    return ctx->ready.head || post_pending(&ctx->posted) ||
+           load_relaxed(&ctx->hurry) || fd_always_ready(ctx);
+}
+
+int64_t context_prepare(AioContext *ctx)
+{
+    int64_t deadline, now;
+
+    if (work_pending(ctx)) {
+        return 0;
+    }
+    deadline = timer_deadline_ns(ctx);
+    if (deadline == INT64_MAX && !post_pending(&ctx->idle)) {
+        return -1;
+    }
+    now = os_clock_monotonic_ns();
+    if (post_pending(&ctx->idle) && deadline > now + IDLE_NS) {
+        deadline = now + IDLE_NS;
+    }
+    return deadline > now ? deadline - now : 0;
+}
+
+bool context_dispatch(AioContext *ctx)
+{
+    uint64_t before = ctx->ran;
+    FifoNode *node;
+
+    if (load_relaxed(&ctx->hurry)) {
+        /* Acquire: what made it urgent is in the idle list. */
+        xchg_acquire(&ctx->hurry, 0);
+    }
+    post_take_all(&ctx->posted, &ctx->ready);
+    post_take_all(&ctx->idle, &ctx->ready);
+    while ((node = fifo_take(&ctx->ready))) {
+        Post *post = container_of(node, Post, node);
+
+        post->run(ctx, post);
+    }
+    if (fd_dispatch(ctx)) {
+        ctx->ran++;
+    }
+    if (timer_dispatch(ctx)) {
+        ctx->ran++;
+    }
+    return ctx->ran != before;
+}
+
+/* --- busy polling --------------------------------------------------------*/
+
+/*
+ * Look for something to do for at most poll_ns, without sleeping.  Returns
+ * whether there is.
+ */
+static bool busy_poll(AioContext *ctx, int64_t start, int64_t timeout_ns)
+{
+    int64_t most = ctx->poll_ns;
+    bool watching = fd_watching(ctx);
+
+    if (timeout_ns >= 0 && timeout_ns < most) {
+        most = timeout_ns;
+    }
+    do {
+        for (unsigned turn = 0; turn < BUSY_TURNS; turn++) {
+            if (post_pending(&ctx->posted) ||
+                load_relaxed(&ctx->wake) != WAKE_AWAKE) {
+                return true;
+            }
+            spin_hint();
+        }
+        if (fd_busy_poll(ctx) ||
+            (watching && ctx->poller.ops->wait(ctx, 0) > 0)) {
+            return true;
+        }
+    } while (os_clock_monotonic_ns() - start < most);
+    return false;
+}
+
+/* Learn from how long it took until something came. */
+static void busy_adapt(AioContext *ctx, int64_t took)
+{
+    int64_t max = load_relaxed(&ctx->poll_max_ns);
+    int64_t grow = load_relaxed(&ctx->poll_grow);
+    int64_t shrink = load_relaxed(&ctx->poll_shrink);
+
+    if (took <= ctx->poll_ns && ctx->poll_ns <= max) {
+        return;
+    }
+    if (took > max) {
+        ctx->poll_ns = shrink ? ctx->poll_ns / shrink : 0;
+    } else if (ctx->poll_ns == 0) {
+        ctx->poll_ns = BUSY_FIRST_NS;
+    } else {
+        ctx->poll_ns *= grow ? grow : 2;
+    }
+    if (ctx->poll_ns > max) {
+        ctx->poll_ns = max;
+    }
+}
+
+int aio_context_set_poll_params(AioContext *ctx, int64_t max_ns, int64_t grow,
+                                int64_t shrink)
+{
+    if (max_ns < 0 || grow < 0 || shrink < 0) {
+        return -EINVAL;
+    }
+    store_relaxed(&ctx->poll_grow, grow);
+    store_relaxed(&ctx->poll_shrink, shrink);
+    store_relaxed(&ctx->poll_max_ns, max_ns);
+    aio_notify(ctx);
+    return 0;
+}
+
+/* --- the pass ------------------------------------------------------------*/
+
+static void wait_sleeping(AioContext *ctx, int64_t timeout_ns)
+{
+    bool saw_idle = post_pending(&ctx->idle);
+    bool sleep = notify_prepare_sleep(ctx, saw_idle);
+
+    ctx->poller.ops->wait(ctx, sleep ? timeout_ns : 0);
+    if (sleep) {
+        notify_woken(ctx);
+    }
+}
+
+/* Wait for up to timeout_ns, some of it busily. */
+static void wait_for_events(AioContext *ctx, int64_t timeout_ns)
+{
+    int64_t start;
+
+    if (load_relaxed(&ctx->poll_max_ns) == 0) {
+        wait_sleeping(ctx, timeout_ns);
+        return;
+    }
+    start = os_clock_monotonic_ns();
+    if (ctx->poll_ns == 0 || !busy_poll(ctx, start, timeout_ns)) {
+        wait_sleeping(ctx, timeout_ns);
+    } else {
+        notify_requested(ctx);
+    }
+    busy_adapt(ctx, os_clock_monotonic_ns() - start);
+}
+
+/* Work is waiting: look at the descriptors, but not each time if the caller
+ * would rather have blocked. */
+static void look(AioContext *ctx, bool blocking)
+{
+    if (!fd_watching(ctx) || (blocking && ctx->skipped < SKIP_MOST)) {
+        ctx->skipped++;
+        return;
+    }
+    ctx->skipped = 0;
+    ctx->poller.ops->wait(ctx, 0);
+}
+
+static COLD NORETURN void misuse_in_coroutine(AioContext *ctx)
+{
+    CoroutineLabel label, other;
+
+    misuse("aio_poll: %s is polled from within %s; polling is for code "
+           "outside coroutines",
+           context_label(ctx, &label),
+           coroutine_label(coroutine_self(), &other));
+}
+
+bool aio_poll(AioContext *ctx, bool blocking)
+{
+    OsThread *thread = os_thread();
+    int64_t timeout_ns;
+    bool progress;
+
+    os_check_fork("aio_poll");
+    if (unlikely(thread->current != NULL)) {
+        misuse_in_coroutine(ctx);
+    }
+    if (unlikely(!context_is_home(ctx, thread))) {
+        aio_context_attach(ctx);
+    }
+    ctx->depth++;
+    timeout_ns = blocking ? context_prepare(ctx) : 0;
+    if (timeout_ns == 0) {
+        look(ctx, blocking);
+    } else {
+        wait_for_events(ctx, timeout_ns);
+    }
+    progress = context_dispatch(ctx);
+    context_release_population(ctx);
+    context_leave_pass(ctx);
+    return progress;
+}

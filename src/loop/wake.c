@@ -1,0 +1,285 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Waking coroutines, and moving them from context to context.  All placement
+ * decisions are made here.
+ *
+ * A waker first claims the coroutine (coroutine_claim()).  The claim makes it
+ * the only one who may read and write home, and it is given back by the home
+ * thread when the coroutine resumes.  Then:
+ *
+ *   home is this thread's    resume, or defer if a coroutine runs
+ *   any other home           post to it; its thread resumes it outside any
+ *                            coroutine, when it has surely yielded
+ *
+ * A coroutine may only be moved when its stack is quiet.  Who holds the claim
+ * knows that it is if the coroutine was never entered, if this is its home's
+ * thread (or it has no home: then its callers come one after the other) and it
+ * is not entered, or if its home's thread has ended.  Otherwise
+ * it is moved later: by its own yield (on_yield), if it is entered on this
+ * thread, or by its home's thread, to which it is posted for that (forward()).
+ *
+ * A coroutine on its way to another context holds a reference on that
+ * (REFERENCES in context.h), until it counts there.
+ */
+#include "loop/wake_int.h"
+
+#include "loop/context.h"
+
+static inline AioContext *home_of(const Coroutine *co)
+{
+    return (AioContext *)(void *)co->home;
+}
+
+/* --- delivery ------------------------------------------------------------*/
+
+/* Posted to its home, and home's thread has come to it. */
+static void run_woken(void *owner, Post *post)
+{
+    Coroutine *co = container_of(post, Coroutine, post);
+    AioContext *ctx = owner;
+
+    ctx->ran++;
+    coroutine_resume_claimed(os_thread(), co);
+}
+
+/* The same for one that has moved here. */
+static void run_arrived(void *owner, Post *post)
+{
+    Coroutine *co = container_of(post, Coroutine, post);
+    AioContext *ctx = owner;
+
+    ctx->ran++;
+    if (!co->counted) {
+        coroutine_count_in(co);
+    }
+    aio_context_unref(ctx); /* what it held on its way */
+    coroutine_resume_claimed(os_thread(), co);
+}
+
+/* A context whose thread has ended runs nothing any more. */
+static bool stopped(AioContext *ctx)
+{
+    if (likely(!load_acquire(&ctx->stopped))) {
+        return false;
+    }
+    fetch_add_relaxed(&ctx->lost_wakeups, (uint64_t)1);
+    return true;
+}
+
+static void post_coroutine(AioContext *ctx, Coroutine *co, PostFunc *run)
+{
+    co->post.run = run;
+    context_post(ctx, &co->post);
+}
+
+void wake_claim(Coroutine *co, const char *who)
+{
+    CoroutineLabel label;
+
+    coroutine_check_live(co, who);
+    coroutine_claim(co, who);
+    if (unlikely(!co->home)) {
+        misuse("%s: %s has no home to resume in: give it one with "
+               "aio_co_enter() or aio_co_schedule()",
+               who, coroutine_label(co, &label));
+    }
+}
+
+void wake_deliver(Coroutine *co)
+{
+    OsThread *thread = os_thread();
+    AioContext *ctx = home_of(co);
+
+    if (!context_is_home(ctx, thread)) {
+        if (!stopped(ctx)) {
+            post_coroutine(ctx, co, run_woken);
+        }
+    } else if (thread->current) {
+        coroutine_defer_claimed(thread, co);
+    } else {
+        coroutine_resume_claimed(thread, co);
+    }
+}
+
+void wake_as(Coroutine *co, const char *who)
+{
+    wake_claim(co, who);
+    wake_deliver(co);
+}
+
+void aio_co_wake(Coroutine *co)
+{
+    os_check_fork("aio_co_wake");
+    wake_as(co, "aio_co_wake");
+}
+
+/* --- delivery of many ----------------------------------------------------*/
+
+/* Post those of chain that live in ctx, with one notification; the rest, in
+ * order, stay in chain. */
+static void deliver_to(AioContext *ctx, Fifo *chain)
+{
+    Fifo rest = { NULL, NULL };
+    FifoNode *node;
+    bool dead = load_acquire(&ctx->stopped);
+
+    context_pin(ctx);
+    while ((node = fifo_take(chain))) {
+        Coroutine *co = container_of(node, Coroutine, link);
+
+        if (home_of(co) != ctx) {
+            fifo_append(&rest, node);
+        } else if (dead) {
+            stopped(ctx);
+        } else {
+            co->post.run = run_woken;
+            post_push(&ctx->posted, &co->post);
+        }
+    }
+    context_notify_posted(ctx);
+    context_unpin(ctx);
+    *chain = rest;
+}
+
+void wake_deliver_chain(Fifo *chain)
+{
+    OsThread *thread = os_thread();
+    Fifo local = { NULL, NULL };
+    Fifo away = { NULL, NULL };
+    FifoNode *node;
+
+    while ((node = fifo_take(chain))) {
+        Coroutine *co = container_of(node, Coroutine, link);
+
+        fifo_append(context_is_home(home_of(co), thread) ? &local : &away,
+                    node);
+    }
+    while (away.head) {
+        Coroutine *co = container_of(away.head, Coroutine, link);
+
+        deliver_to(home_of(co), &away);
+    }
+    while ((node = fifo_take(&local))) {
+        wake_deliver(container_of(node, Coroutine, link));
+    }
+}
+
+/* --- moving --------------------------------------------------------------*/
+
+/* co, claimed and with a quiet stack, goes to ctx. */
+static void move_and_post(Coroutine *co, AioContext *ctx)
+{
+    OsThread *thread = os_thread();
+
+    if (co->home != &ctx->home) {
+        coroutine_count_out(thread, co);
+        co->home = &ctx->home;
+    }
+    if (stopped(ctx)) {
+        return;
+    }
+    if (co->counted) {
+        post_coroutine(ctx, co, run_woken);
+    } else {
+        aio_context_ref(ctx);
+        post_coroutine(ctx, co, run_arrived);
+    }
+}
+
+/* co has yielded, and was to move then. */
+static void move_now(Coroutine *co)
+{
+    AioContext *target = container_of(co->target, AioContext, home);
+
+    invariant(context_is_home(home_of(co), os_thread()));
+    co->target = NULL;
+    move_and_post(co, target);
+    aio_context_unref(target); /* held for co->target */
+}
+
+/* Posted to its home in order to move on from there. */
+static void forward(void *owner, Post *post)
+{
+    (void)owner;
+    move_now(container_of(post, Coroutine, post));
+}
+
+/* Whether the one who holds the claim can be sure that co's stack is quiet. */
+static bool quiet(const OsThread *thread, const Coroutine *co)
+{
+    AioContext *home = home_of(co);
+
+    if (load_relaxed(&co->state) == COROUTINE_NEW) {
+        return true;
+    }
+    if (!home || context_is_home(home, thread)) {
+        return load_relaxed(&co->state) != COROUTINE_ENTERED;
+    }
+    return load_acquire(&home->stopped);
+}
+
+/* co is claimed. */
+static void schedule_claimed(AioContext *ctx, Coroutine *co)
+{
+    OsThread *thread = os_thread();
+    AioContext *home = home_of(co);
+
+    if (home == ctx || quiet(thread, co)) {
+        move_and_post(co, ctx);
+        return;
+    }
+    aio_context_ref(ctx);
+    co->target = &ctx->home;
+    if (!home || context_is_home(home, thread)) {
+        co->on_yield = move_now;
+    } else {
+        post_coroutine(home, co, forward);
+    }
+}
+
+void schedule_as(AioContext *ctx, Coroutine *co, const char *who)
+{
+    coroutine_check_live(co, who);
+    coroutine_claim(co, who);
+    schedule_claimed(ctx, co);
+}
+
+void aio_co_schedule(AioContext *ctx, Coroutine *co)
+{
+    os_check_fork("aio_co_schedule");
+    schedule_as(ctx, co, "aio_co_schedule");
+}
+
+void aio_co_enter(AioContext *ctx, Coroutine *co)
+{
+    OsThread *thread = os_thread();
+
+    os_check_fork("aio_co_enter");
+    coroutine_check_live(co, "aio_co_enter");
+    coroutine_claim(co, "aio_co_enter");
+    if (!context_is_home(ctx, thread) ||
+        (home_of(co) != ctx && !quiet(thread, co))) {
+        schedule_claimed(ctx, co);
+        return;
+    }
+    if (home_of(co) != ctx) {
+        coroutine_count_out(thread, co);
+        co->home = &ctx->home;
+    }
+    wake_deliver(co);
+}
+
+void co_reschedule_self(AioContext *ctx)
+{
+    Coroutine *co = coroutine_self();
+
+    if (!co) {
+        misuse("co_reschedule_self: called outside a coroutine");
+    }
+    if (home_of(co) == ctx) {
+        return;
+    }
+    coroutine_claim(co, "co_reschedule_self");
+    schedule_claimed(ctx, co);
+    coroutine_yield();
+}
