@@ -7,7 +7,8 @@
  *
  * Slots are guarded in batches without splitting the mapping, where the
  * machine can (os/memory.h).  A slab whose slots are all free may be unmapped;
- * free slots may be given back to the kernel page by page.
+ * free slots may be given back to the kernel.  slab.h is one slab, stack.c all
+ * of them.
  *
  * Everything here is for any thread, in or outside coroutines, and takes the
  * lock of the size class; the pool (pool.h) keeps that off the hot path.
@@ -30,12 +31,16 @@ int stack_class_for(size_t size);
  */
 int stack_get(int size_class, bool need_guard, Coroutine **co);
 
-/* Up to n of them, as a chain by link; returns how many. */
+/* Up to n of them, all guarded, as a chain by link; returns how many. */
 unsigned stack_get_batch(int size_class, unsigned n, Coroutine **chain);
 
 /* Give a slot back; it was left for good. */
 void stack_put(Coroutine *co);
+/* The same for guarded slots of one class, each after stack_recycle(). */
 void stack_put_batch(Coroutine *chain);
+
+/* What has to happen to a stack between two uses, if it is not put back. */
+void stack_recycle(Coroutine *co);
 
 /*
  * The coroutine whose guard holds address, or NULL.  Signal-safe: reads
