@@ -85,16 +85,14 @@ static inline uint64_t bench_random(uint64_t *state)
 }
 
 /*
- * Binds the calling thread to one core: the `which`-th of those that the
- * process may use, counted around.  The round-trip rows need it, since the
- * kernel would otherwise put both threads on one core in some rounds only.
+ * The number of a core: the `which`-th of those that the process could use
+ * when it first asked, counted around.
  */
-static inline void bench_pin(unsigned which)
+static inline unsigned bench_core(unsigned which)
 {
     static cpu_set_t allowed;
     static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-    cpu_set_t mine;
-    unsigned seen = 0, total;
+    unsigned seen = 0;
 
     pthread_mutex_lock(&lock);
     if (CPU_COUNT(&allowed) == 0) {
@@ -102,13 +100,24 @@ static inline void bench_pin(unsigned which)
                     "the cores are known");
     }
     pthread_mutex_unlock(&lock);
-    total = (unsigned)CPU_COUNT(&allowed);
-    CPU_ZERO(&mine);
-    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
-        if (CPU_ISSET(cpu, &allowed) && seen++ == which % total) {
-            CPU_SET(cpu, &mine);
+    which %= (unsigned)CPU_COUNT(&allowed);
+    for (unsigned core = 0;; core++) {
+        if (CPU_ISSET(core, &allowed) && seen++ == which) {
+            return core;
         }
     }
+}
+
+/*
+ * Binds the calling thread to bench_core(which).  Rows with two threads need
+ * it, since the kernel puts both on one core in some rounds only.
+ */
+static inline void bench_pin(unsigned which)
+{
+    cpu_set_t mine;
+
+    CPU_ZERO(&mine);
+    CPU_SET(bench_core(which), &mine);
     bench_check(!pthread_setaffinity_np(pthread_self(), sizeof(mine), &mine),
                 "a thread can be bound to a core");
 }

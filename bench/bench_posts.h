@@ -7,11 +7,13 @@
  * ring of slots of its own and posts them in turn; a slot is posted again
  * only after the consumer has run it, so that every post is run exactly once
  * and none is coalesced away.  A producer that has caught up with the consumer
- * yields its core.  The consumer is bound to one core and the producers to
- * another: left to the kernel, rounds differ by ten times with the placement.
- * Rings are long enough that the producers run ahead of a consumer that is
- * being woken; this is throughput, the rows wake_* are latency.  Time runs from when all threads stand ready until the
+ * yields its core.  Time runs from when all threads stand ready until the
  * consumer has run the last post.
+ *
+ * The consumer is bound to one core and the producers to another: left to the
+ * kernel, rounds differ by ten times with the placement.  The rings are long
+ * enough for the producers to run ahead of a consumer that is being woken:
+ * this is throughput, the rows wake_* are latency.
  *
  * C11 only: the slots hold atomics.
  */

@@ -9,8 +9,8 @@
  *               last callback has run
  *
  * Loop and timers live as long as the program, so that the warm-up round has
- * touched all memory that the measured rounds use.  Every rival gets the same delays and the same order, in milliseconds, since
- * libuv has no finer unit.
+ * touched all memory that the measured rounds use.  Every rival gets the same
+ * delays and the same order, in milliseconds, since libuv has no finer unit.
  */
 #ifndef BENCH_TIMERS_H
 #define BENCH_TIMERS_H
