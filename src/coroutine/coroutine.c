@@ -476,7 +476,11 @@ static void finish(void)
     coroutine_count_out(thread, co);
     store_relaxed(&co->state, COROUTINE_FREE);
     to = leave(thread, co);
-    switch_to_call(thread, co, to, recycle, co, true);
+    if (!WRAPPED_SWITCH && likely(pool_put_early(thread, co))) {
+        switch_to(thread, co, to);
+    } else {
+        switch_to_call(thread, co, to, recycle, co, true);
+    }
 }
 
 /* A slot's stack stays in this loop from one coroutine to the next. */

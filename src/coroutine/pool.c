@@ -23,6 +23,8 @@ static OsMutex quarantine_lock = OS_MUTEX_INIT;
 static Fifo quarantine; /* of Coroutine.link; quarantine_lock */
 static unsigned quarantined;
 
+static bool hooked; /* atomic; threads that end give back what they have */
+
 static Coroutine *next_of(const Coroutine *co)
 {
     return co->link.next ? container_of(co->link.next, Coroutine, link) : NULL;
@@ -37,10 +39,17 @@ static void give_back_all(OsThread *thread)
     }
 }
 
-static void prepare(OsThread *thread)
+static COLD void prepare(OsThread *thread)
 {
     os_thread_on_exit(give_back_all);
     os_thread_prepare(thread);
+    store_release(&hooked, true);
+}
+
+/* Others prepare threads, too, and know nothing of the hook. */
+static inline bool needs_prepare(const OsThread *thread)
+{
+    return unlikely(!thread->prepared || !load_relaxed(&hooked));
 }
 
 Coroutine *pool_refill(OsThread *thread)
@@ -49,7 +58,7 @@ Coroutine *pool_refill(OsThread *thread)
     unsigned n;
 
     invariant(thread->pool == NULL && thread->pool_size == 0);
-    if (unlikely(!thread->prepared)) {
+    if (needs_prepare(thread)) {
         prepare(thread);
     }
     n = stack_get_batch(STACK_CLASS_DEFAULT, POOL_BATCH, &co);
@@ -95,6 +104,31 @@ static Coroutine *pass_quarantine(Coroutine *co)
     return node ? container_of(node, Coroutine, link) : NULL;
 }
 
+/* The newest half stays: co itself is not given away (see pool_put_early). */
+static inline void put_default(OsThread *thread, Coroutine *co)
+{
+    if (needs_prepare(thread)) {
+        prepare(thread);
+    }
+    stack_recycle(co);
+    co->link.next = thread->pool ? &thread->pool->link : NULL;
+    thread->pool = co;
+    thread->pool_size++;
+    if (unlikely(thread->pool_size == POOL_LIMIT)) {
+        give_back_batch(thread);
+    }
+}
+
+bool pool_put_early(OsThread *thread, Coroutine *co)
+{
+    if (unlikely(co->size_class != STACK_CLASS_DEFAULT || co->unguarded ||
+                 os_debug())) {
+        return false;
+    }
+    put_default(thread, co);
+    return true;
+}
+
 void pool_put(OsThread *thread, Coroutine *co)
 {
     invariant(co->state == COROUTINE_FREE);
@@ -108,14 +142,5 @@ void pool_put(OsThread *thread, Coroutine *co)
         stack_put(co);
         return;
     }
-    if (unlikely(!thread->prepared)) {
-        prepare(thread);
-    }
-    stack_recycle(co);
-    co->link.next = thread->pool ? &thread->pool->link : NULL;
-    thread->pool = co;
-    thread->pool_size++;
-    if (unlikely(thread->pool_size == POOL_LIMIT)) {
-        give_back_batch(thread);
-    }
+    put_default(thread, co);
 }

@@ -19,6 +19,13 @@
 /* A slot of the default class, or NULL; the fast path stands in the caller. */
 Coroutine *pool_refill(OsThread *thread);
 
+/*
+ * Take back a slot whose stack the calling thread is still running on, and
+ * will leave before it takes another from the pool.  Returns false, and has
+ * done nothing, if that cannot be done: pool_put() must follow, after leaving.
+ */
+bool pool_put_early(OsThread *thread, Coroutine *co);
+
 /* Take back a slot of any class that was left for good; state is FREE. */
 void pool_put(OsThread *thread, Coroutine *co);
 
