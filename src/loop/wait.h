@@ -80,6 +80,8 @@ bool co_wait_end(CoWait *wait, int64_t result, const char *who);
  * wake later: after claiming, the record stays valid until the wake.
  */
 bool co_wait_claim_end(CoWait *wait, int64_t result);
+/* The same by one who alone can end it: no cancel, no other completer. */
+void co_wait_settle(CoWait *wait, int64_t result);
 void co_wait_wake(CoWait *wait, const char *who);
 
 /*
