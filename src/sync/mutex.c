@@ -1,0 +1,356 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * CoMutex: one atomic word, a list that belongs to the holder, and hand-over
+ * from unlocker to waiter.
+ *
+ * The word says FREE, HELD, or, while the mutex is held, which waiter was
+ * pushed last; pushed waiters are chained by next, newest first.  A locker
+ * takes the mutex or pushes itself by one compare-and-swap.  The holder takes
+ * over what was pushed, turns it round and keeps it in head_/tail_, the order
+ * of service.  Unlocking hands the mutex to the oldest waiter: it never becomes
+ * free while somebody waits, and nobody overtakes him.
+ *
+ * What it guarantees is said in coaio/mutex.h.  What it does not: that a lock
+ * which is handed over is in use.  From the hand-over until the new holder's
+ * thread has come to it nobody can have it; that is the price of order.
+ *
+ * LIFETIME
+ *
+ * The last access of an unlock to the mutex is the compare-and-swap that frees
+ * it, or, if it hands over, a store before the new holder is woken.  Either
+ * way nobody else can find the mutex his own before that; so whoever unlocks
+ * last may free it, whatever earlier unlockers still do on their way out.
+ *
+ * INVARIANTS
+ *
+ *   1. While the word is FREE the list is empty and holder_ is NULL.
+ *   2. head_ and tail_ belong to the holder.  Others may read whether head_ is
+ *      NULL, as a hint.
+ *   3. Everyone in the list arrived before everyone who is pushed.
+ *   4. holder_ is a coroutine only from when it has the mutex until it lets go:
+ *      so "holder_ is me" is true exactly when I hold it, whoever else reads
+ *      or writes holder_ at the time.
+ *   5. A waiter in the list is woken once, by the unlock that hands over to it.
+ *
+ * PROTOCOL AND MEMORY ORDER: [mutex-free], [mutex-push], [mutex-hand] in
+ * docs/memory-ordering.md.
+ */
+#include "sync/mutex_int.h"
+
+#include "loop/wake_int.h"
+
+#include <string.h>
+
+enum { MUTEX_FREE = 0, MUTEX_HELD = 1 };
+
+/*
+ * How often a locker looks at a mutex that another thread holds before it
+ * queues, with a pause in between: from a fraction of a microsecond, when
+ * that has never paid, to a few, which is less than what queueing costs the
+ * two threads.
+ */
+#define SPIN_MIN 10
+#define SPIN_MAX 100
+
+static COLD NORETURN void misuse_relock(const CoMutex *mutex,
+                                        const Coroutine *self)
+{
+    CoroutineLabel label;
+
+    misuse("co_mutex_lock: %s holds CoMutex %p already, and would wait for "
+           "itself",
+           coroutine_label(self, &label), (const void *)mutex);
+}
+
+static COLD NORETURN void misuse_resumed(CoMutex *mutex,
+                                         const Coroutine *self)
+{
+    CoroutineLabel label;
+
+    misuse("%s waits for CoMutex %p, and was resumed by somebody else: only "
+           "what it waits for may wake it",
+           coroutine_label(self, &label), (void *)mutex);
+}
+
+void mutex_misuse_not_holder(const char *call, CoMutex *mutex)
+{
+    const Coroutine *holder = load_relaxed(&mutex->holder_);
+    CoroutineLabel self, other;
+
+    misuse("%s: %s does not hold CoMutex %p; it is held by %s", call,
+           coroutine_label(os_thread()->current, &self), (void *)mutex,
+           coroutine_label(holder, &other));
+}
+
+void co_mutex_init(CoMutex *mutex)
+{
+    memset(mutex, 0, sizeof(*mutex));
+}
+
+/* --- taking it -----------------------------------------------------------*/
+
+/* self has the mutex, and runs. */
+static inline void settle_in(CoMutex *mutex, const OsThread *thread,
+                             Coroutine *self)
+{
+    store_relaxed(&mutex->holder_, self);
+    store_relaxed(&mutex->thread_, (void *)thread);
+    self->locks_held++;
+}
+
+static inline bool try_take(CoMutex *mutex, uintptr_t *word)
+{
+    /*
+     * [mutex-free/B] Acquire: what the last holder wrote is visible, also in
+     * the mutex itself.  Pairs with [mutex-free/A] in co_mutex_unlock().  The
+     * linearisation point of a lock that does not wait.
+     */
+    return cas_acquire(&mutex->word_, word, (uintptr_t)MUTEX_HELD);
+}
+
+/*
+ * Whether it makes sense to look again soon.  All of this are hints: the
+ * holder may be gone, so only the mutex can be asked.
+ *
+ * No, if somebody queues already, as then the unlocker will hand over to him;
+ * if the mutex was handed to one whose thread has not come to it yet; and if
+ * the holder is of this thread, and so cannot run now.  That it took the mutex
+ * on another thread does not tell whether it runs still, or has suspended
+ * itself meanwhile: hence the bound, which shrinks where spinning fails.
+ */
+static inline bool worth_spinning(CoMutex *mutex, const OsThread *thread,
+                                  uintptr_t word)
+{
+    void *other = load_relaxed(&mutex->thread_);
+
+    return word == MUTEX_HELD && !load_relaxed(&mutex->head_) && other &&
+           other != thread;
+}
+
+/* Try to take it for a while.  Returns whether that went well. */
+static bool spin(CoMutex *mutex, const OsThread *thread)
+{
+    uint32_t usual = load_relaxed(&mutex->spins_);
+    uint32_t most = usual * 2 + SPIN_MIN;
+    uintptr_t word;
+
+    if (most > SPIN_MAX) {
+        most = SPIN_MAX;
+    }
+    for (uint32_t i = 0; i < most; i++) {
+        word = load_relaxed(&mutex->word_);
+        if (word == MUTEX_FREE && try_take(mutex, &word)) {
+            store_relaxed(&mutex->spins_, usual - usual / 8 + i / 8);
+            return true;
+        }
+        if (word != MUTEX_FREE && !worth_spinning(mutex, thread, word)) {
+            return false;
+        }
+        spin_hint();
+    }
+    store_relaxed(&mutex->spins_, usual / 2);
+    return false;
+}
+
+/* Queue, unless it becomes free first.  Returns whether it did. */
+static bool take_or_push(CoMutex *mutex, Waiter *waiter)
+{
+    uintptr_t word = load_relaxed(&mutex->word_);
+
+    for (;;) {
+        if (word == MUTEX_FREE) {
+            if (try_take(mutex, &word)) {
+                return true;
+            }
+            continue;
+        }
+        waiter->next = word == MUTEX_HELD ? NULL : (Waiter *)word;
+        /*
+         * [mutex-push/A] Release: the holder finds the waiter complete.  The
+         * linearisation point of arriving: it is what "first come" means.
+         * Comparing with the newest only is enough, also if that has left and
+         * come back at the same address (ABA): it is the newest nevertheless.
+         * Pairs with [mutex-push/B] in mutex_take_over_pushed().
+         */
+        if (cas_release(&mutex->word_, &word, (uintptr_t)waiter)) {
+            return false;
+        }
+    }
+}
+
+static NOINLINE void coroutine_fn queue_up(CoMutex *mutex)
+{
+    Waiter waiter;
+
+    co_wait_init(&waiter.wait, "CoMutex", mutex, NULL);
+    if (take_or_push(mutex, &waiter)) {
+        settle_in(mutex, os_thread(), waiter.wait.co);
+        return;
+    }
+    co_wait_park(&waiter.wait, -1);
+    mutex_arrive(mutex);
+}
+
+static COLD void coroutine_fn lock_slow(CoMutex *mutex)
+{
+    OsThread *thread = os_thread();
+    Coroutine *self = thread->current;
+
+    if (mutex_held_by(mutex, self)) { /* INVARIANTS 4 */
+        misuse_relock(mutex, self);
+    }
+    if (spin(mutex, thread)) {
+        settle_in(mutex, thread, self);
+        return;
+    }
+    queue_up(mutex);
+}
+
+void co_mutex_lock(CoMutex *mutex)
+{
+    OsThread *thread = os_thread();
+    Coroutine *self = thread->current;
+    uintptr_t word = load_relaxed(&mutex->word_);
+
+    if (unlikely(!self)) {
+        sync_self("co_mutex_lock", "CoMutex", mutex);
+    }
+    if (likely(word == MUTEX_FREE && try_take(mutex, &word))) {
+        settle_in(mutex, thread, self);
+        return;
+    }
+    lock_slow(mutex);
+}
+
+bool co_mutex_trylock(CoMutex *mutex)
+{
+    Coroutine *self = sync_self("co_mutex_trylock", "CoMutex", mutex);
+    uintptr_t word = load_relaxed(&mutex->word_);
+
+    if (word != MUTEX_FREE || !try_take(mutex, &word)) {
+        return false;
+    }
+    settle_in(mutex, os_thread(), self);
+    return true;
+}
+
+void mutex_arrive(CoMutex *mutex)
+{
+    OsThread *thread = os_thread();
+
+    /*
+     * [mutex-hand/B] The wake-up has made visible what the holder before wrote,
+     * in the list of the mutex, too.  Pairs with [mutex-hand/A] in
+     * hand_over().
+     */
+    if (unlikely(!mutex_held_by(mutex, thread->current))) {
+        misuse_resumed(mutex, thread->current);
+    }
+    settle_in(mutex, thread, thread->current);
+}
+
+/* --- the holder's list ---------------------------------------------------*/
+
+static inline void append_chain(CoMutex *mutex, Waiter *first, Waiter *last)
+{
+    last->next = NULL;
+    if (load_relaxed(&mutex->head_)) {
+        ((Waiter *)mutex->tail_)->next = first;
+    } else {
+        store_relaxed(&mutex->head_, (void *)first);
+    }
+    mutex->tail_ = last;
+}
+
+void mutex_take_over_pushed(CoMutex *mutex)
+{
+    Waiter *waiter, *next, *first = NULL, *last;
+
+    if (load_relaxed(&mutex->word_) == MUTEX_HELD) {
+        return;
+    }
+    /*
+     * [mutex-push/B] Acquire: all who were pushed, not only the newest, since
+     * each push is a read-modify-write and carries on the release of those
+     * before.  Pairs with [mutex-push/A] in take_or_push().
+     */
+    last = (Waiter *)xchg_acquire(&mutex->word_, (uintptr_t)MUTEX_HELD);
+    invariant((uintptr_t)last > MUTEX_HELD); /* INVARIANTS 2: we hold it */
+    for (waiter = last; waiter; waiter = next) {
+        next = waiter->next;
+        waiter->next = first;
+        first = waiter;
+    }
+    append_chain(mutex, first, last); /* INVARIANTS 3 */
+}
+
+void mutex_append(CoMutex *mutex, Waiter *waiter)
+{
+    append_chain(mutex, waiter, waiter);
+}
+
+/* --- letting go ----------------------------------------------------------*/
+
+/* Give the mutex to the oldest in the list, which is not empty. */
+static void hand_over(CoMutex *mutex)
+{
+    Waiter *waiter = load_relaxed(&mutex->head_);
+
+    store_relaxed(&mutex->head_, (void *)waiter->next);
+    store_relaxed(&mutex->thread_, NULL);
+    store_relaxed(&mutex->holder_, waiter->wait.co); /* INVARIANTS 4 */
+    if (!co_wait_ended(&waiter->wait)) {
+        co_wait_settle(&waiter->wait, 0);
+    }
+    /*
+     * [mutex-hand/A] The list is settled, and the mutex is not touched again:
+     * from here on the new holder may unlock and free it.  Waking has release
+     * semantics (coaio/wake.h), so the new holder sees the list as it was
+     * left here.  Pairs with [mutex-hand/B] in mutex_arrive().
+     *
+     * A simpler unlock would free the mutex and wake the waiter to try again;
+     * then a locker that comes in between overtakes him.  Or it would offer
+     * the mutex and look again whether somebody took it; then it looks at a
+     * mutex that may be gone.
+     */
+    co_wait_wake(&waiter->wait, "co_mutex_unlock"); /* INVARIANTS 5 */
+}
+
+void co_mutex_unlock(CoMutex *mutex)
+{
+    Coroutine *self = os_thread()->current;
+    uintptr_t held = MUTEX_HELD;
+
+    if (unlikely(!self)) {
+        sync_self("co_mutex_unlock", "CoMutex", mutex);
+    }
+    if (unlikely(!mutex_held_by(mutex, self))) {
+        mutex_misuse_not_holder("co_mutex_unlock", mutex);
+    }
+    self->locks_held--;
+    if (likely(!load_relaxed(&mutex->head_))) {
+        store_relaxed(&mutex->holder_, NULL); /* INVARIANTS 1 and 4 */
+        /*
+         * [mutex-free/A] Release: the next holder sees what this one wrote.
+         * The linearisation point of an unlock that finds nobody, and its last
+         * access to the mutex.  If a waiter is pushed before it, it fails, and
+         * the mutex is still ours to hand over.  Pairs with [mutex-free/B] in
+         * try_take().
+         */
+        if (likely(cas_release(&mutex->word_, &held,
+                               (uintptr_t)MUTEX_FREE))) {
+            return;
+        }
+        mutex_take_over_pushed(mutex);
+    }
+    hand_over(mutex);
+}
+
+void co_mutex_assert_locked(CoMutex *mutex)
+{
+    Coroutine *self = sync_self("co_mutex_assert_locked", "CoMutex", mutex);
+
+    if (unlikely(!mutex_held_by(mutex, self))) {
+        mutex_misuse_not_holder("co_mutex_assert_locked", mutex);
+    }
+}
