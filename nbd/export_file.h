@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * FileExport: what the two ways of reading and writing files share, through
+ * the page cache (export_file.c) and past it (export_direct.c).
+ */
+#ifndef NBD_EXPORT_FILE_H
+#define NBD_EXPORT_FILE_H
+
+#include <stdatomic.h>
+
+#include <coaio/rwlock.h>
+
+#include "export.h"
+
+typedef struct FileExport {
+    Export export;
+    int fd;              /* the one open file description of the export */
+    bool is_device;      /* a block device */
+    uint32_t align;      /* O_DIRECT: of offsets and lengths; else 1 */
+
+    /* What the file has turned out not to know; set once, by anybody. */
+    atomic_bool no_punch;
+    atomic_bool no_zero_range;
+    atomic_bool no_extents;
+
+    /*
+     * O_DIRECT: writes that cover whole blocks are readers, those that must
+     * read a block, change it and write it back are writers.
+     */
+    CoRwlock blocks;
+} FileExport;
+
+static inline FileExport *file_of(Export *export)
+{
+    return (FileExport *)export;
+}
+
+/**
+ * Transfer exactly length bytes, in as many calls as it takes.  The end of the
+ * file, which has shrunk then, is -EIO.
+ */
+int coroutine_fn file_read_fully(int fd, void *data, size_t length,
+                                 uint64_t offset);
+int coroutine_fn file_write_fully(int fd, const void *data, size_t length,
+                                  uint64_t offset);
+
+/**
+ * Read and write past the page cache, at any alignment.
+ */
+int coroutine_fn direct_read(FileExport *file, BufferCache *buffers,
+                             void *data, uint32_t length, uint64_t offset);
+int coroutine_fn direct_write(FileExport *file, BufferCache *buffers,
+                              const void *data, uint32_t length,
+                              uint64_t offset);
+
+/**
+ * The alignment that direct I/O on fd wants, at most BUFFER_ALIGN, or 0 if
+ * there is none that would do for an export of size bytes.
+ */
+uint32_t direct_alignment(int fd, bool is_device, uint64_t size);
+
+/**
+ * What the file system keeps of the range (SEEK_DATA, SEEK_HOLE).  As
+ * ExportOps.extents.
+ */
+int coroutine_fn file_extents(Export *export, uint32_t length, uint64_t offset,
+                              Extent *extents, int max);
+
+/**
+ * Zeroes and trimming.  As ExportOps.
+ */
+int coroutine_fn file_trim(Export *export, BufferCache *buffers,
+                           uint32_t length, uint64_t offset);
+int coroutine_fn file_zero(Export *export, BufferCache *buffers,
+                           uint32_t length, uint64_t offset, unsigned flags);
+
+#endif

@@ -1,0 +1,245 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What a file keeps space for: zeroes, trimming, extents.
+ *
+ * File systems and devices differ in what they know; that is tried once, and
+ * remembered in the no_... flags of the export.  Writing zeroes always works,
+ * by writing them if nothing else does, unless the client would rather be told
+ * (EXPORT_ZERO_FAST).  Trimming never fails because it is not known.
+ *
+ * With O_DIRECT all of this counts as a writer of whole blocks (blocks, in
+ * export_file.h): the kernel takes care of the partial ones at the ends.
+ */
+#include "export_file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <coaio/io.h>
+
+#include "protocol.h"
+
+#define ZERO_PIECE ((uint32_t)1 << 20)
+
+/* What a discard is rounded to, inwards; no device has larger sectors. */
+#define DISCARD_ALIGN ((uint64_t)4096)
+
+/*
+ * fallocate(2).  -EOPNOTSUPP means that it does not work here, for the file or
+ * for this range of it; unknown remembers the former.
+ */
+static int coroutine_fn try_fallocate(FileExport *file, int mode,
+                                      uint32_t length, uint64_t offset,
+                                      atomic_bool *unknown)
+{
+    int ret;
+
+    if (atomic_load_explicit(unknown, memory_order_relaxed)) {
+        return -EOPNOTSUPP;
+    }
+    if (file->align > 1) {
+        co_rwlock_rdlock(&file->blocks);
+    }
+    ret = co_fallocate(file->fd, mode, (off_t)offset, (off_t)length);
+    if (file->align > 1) {
+        co_rwlock_unlock(&file->blocks);
+    }
+    if (ret == -EOPNOTSUPP || ret == -ENOSYS) {
+        atomic_store_explicit(unknown, true, memory_order_relaxed);
+        return -EOPNOTSUPP;
+    }
+    if (ret == -EINVAL && file->is_device) {
+        return -EOPNOTSUPP; /* not whole sectors */
+    }
+    return ret;
+}
+
+static int coroutine_fn write_zeroes(FileExport *file, BufferCache *buffers,
+                                     uint32_t length, uint64_t offset)
+{
+    size_t capacity = buffer_capacity(length < ZERO_PIECE ? length
+                                                          : ZERO_PIECE);
+    void *zeroes = buffer_get(buffers, capacity);
+    int ret = 0;
+
+    if (!zeroes) {
+        return -ENOMEM;
+    }
+    memset(zeroes, 0, capacity);
+    while (length > 0 && ret == 0) {
+        uint32_t n = length < ZERO_PIECE ? length : ZERO_PIECE;
+
+        ret = file->export.ops->write(&file->export, buffers, zeroes, n,
+                                      offset);
+        length -= n;
+        offset += n;
+    }
+    buffer_put(buffers, zeroes, capacity);
+    return ret;
+}
+
+int coroutine_fn file_zero(Export *export, BufferCache *buffers,
+                           uint32_t length, uint64_t offset, unsigned flags)
+{
+    FileExport *file = file_of(export);
+    bool fast = flags & EXPORT_ZERO_FAST;
+    int ret = -EOPNOTSUPP;
+
+    if (!(flags & EXPORT_ZERO_NO_HOLE)) {
+        ret = try_fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                            length, offset, &file->no_punch);
+    }
+    /* A device without a command for it writes them, one by one. */
+    if (ret == -EOPNOTSUPP && !(file->is_device && fast)) {
+        ret = try_fallocate(file, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
+                            length, offset, &file->no_zero_range);
+    }
+    if (ret != -EOPNOTSUPP) {
+        return ret;
+    }
+    return fast ? -ENOTSUP : write_zeroes(file, buffers, length, offset);
+}
+
+typedef struct DiscardJob {
+    int fd;
+    uint64_t range[2]; /* offset, length */
+} DiscardJob;
+
+static int discard_job(void *arg)
+{
+    DiscardJob *job = arg;
+
+    return ioctl(job->fd, BLKDISCARD, job->range) < 0 ? -errno : 0;
+}
+
+static int coroutine_fn device_discard(FileExport *file, uint32_t length,
+                                       uint64_t offset)
+{
+    uint64_t start = (offset + DISCARD_ALIGN - 1) & ~(DISCARD_ALIGN - 1);
+    uint64_t end = (offset + length) & ~(DISCARD_ALIGN - 1);
+    DiscardJob job = { file->fd, { start, end - start } };
+    int ret;
+
+    if (start >= end ||
+        atomic_load_explicit(&file->no_punch, memory_order_relaxed)) {
+        return 0;
+    }
+    if (file->align > 1) {
+        co_rwlock_rdlock(&file->blocks);
+    }
+    ret = co_run_in_worker(discard_job, &job);
+    if (file->align > 1) {
+        co_rwlock_unlock(&file->blocks);
+    }
+    return ret;
+}
+
+int coroutine_fn file_trim(Export *export, BufferCache *buffers,
+                           uint32_t length, uint64_t offset)
+{
+    FileExport *file = file_of(export);
+    int ret;
+
+    (void)buffers;
+    if (file->is_device) {
+        ret = device_discard(file, length, offset);
+    } else {
+        ret = try_fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                            length, offset, &file->no_punch);
+    }
+    switch (ret) {
+    case -EOPNOTSUPP:
+    case -ENOSYS:
+    case -ENOTTY:
+    case -EINVAL:
+    case -EAGAIN: /* no worker to be had */
+        return 0;
+    default:
+        return ret;
+    }
+}
+
+typedef struct ExtentsJob {
+    int fd;
+    uint64_t offset;
+    uint64_t end;
+    Extent *extents;
+    int max;
+} ExtentsJob;
+
+/*
+ * One run of data or hole from pos on.  Others change the file meanwhile, so
+ * that the two seeks may contradict each other: then the answer is data, which
+ * is never wrong.  Returns its state and where it ends, in (pos, end], or
+ * -errno.
+ */
+static int next_extent(int fd, uint64_t pos, uint64_t end, uint64_t *run_end)
+{
+    off_t data = lseek(fd, (off_t)pos, SEEK_DATA);
+    off_t hole;
+
+    *run_end = end;
+    if (data < 0) {
+        return errno == ENXIO ? NBD_STATE_HOLE | NBD_STATE_ZERO : -errno;
+    }
+    if ((uint64_t)data > pos) {
+        *run_end = (uint64_t)data < end ? (uint64_t)data : end;
+        return NBD_STATE_HOLE | NBD_STATE_ZERO;
+    }
+    hole = lseek(fd, (off_t)pos, SEEK_HOLE);
+    if (hole > 0 && (uint64_t)hole > pos && (uint64_t)hole < end) {
+        *run_end = (uint64_t)hole;
+    }
+    return 0;
+}
+
+/* Moves the file position, which nothing else uses. */
+static int extents_job(void *arg)
+{
+    ExtentsJob *job = arg;
+    uint64_t pos = job->offset;
+    int n = 0;
+
+    while (pos < job->end && n < job->max) {
+        uint64_t run_end;
+        int state = next_extent(job->fd, pos, job->end, &run_end);
+
+        if (state < 0) {
+            return state;
+        }
+        job->extents[n].length = (uint32_t)(run_end - pos);
+        job->extents[n].state = (uint32_t)state;
+        pos = run_end;
+        n++;
+    }
+    return n;
+}
+
+int coroutine_fn file_extents(Export *export, uint32_t length, uint64_t offset,
+                              Extent *extents, int max)
+{
+    FileExport *file = file_of(export);
+    ExtentsJob job = { file->fd, offset, offset + length, extents, max };
+    int ret = -EOPNOTSUPP;
+
+    /* Devices have no holes that they would tell of. */
+    if (!file->is_device &&
+        !atomic_load_explicit(&file->no_extents, memory_order_relaxed)) {
+        ret = co_run_in_worker(extents_job, &job);
+        if (ret == -EINVAL || ret == -EOPNOTSUPP) {
+            atomic_store_explicit(&file->no_extents, true,
+                                  memory_order_relaxed);
+        }
+    }
+    if (ret < 0) {
+        extents[0].length = length; /* "allocated" is never wrong */
+        extents[0].state = 0;
+        ret = 1;
+    }
+    return ret;
+}
