@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The life of a connection (connection.h): the receiver coroutine, and the
+ * timer that ends what takes too long.
+ *
+ * A connection ends in one way only, whatever has happened: nothing more is
+ * received; the requests that were received run to their end, and their
+ * replies leave, if the client takes them; then the socket is closed.  A
+ * client that has died cancels nothing.
+ *
+ * INVARIANTS
+ *
+ *   1. A connection that is freed has no requests, no sender and no bottom
+ *      half posted.
+ *   2. The timer is idle unless the handshake runs, the receiver waits for
+ *      the last replies, or the server stops.
+ */
+#include "connection.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <coaio/coroutine.h>
+#include <coaio/io.h>
+#include <coaio/wake.h>
+
+#include "log.h"
+#include "request.h"
+#include "server.h"
+
+#define NS_PER_SECOND INT64_C(1000000000)
+
+/* A client that has no more to say, but takes no replies, for so long... */
+#define PATIENCE_NS      (30 * NS_PER_SECOND)
+/* ... or for so long while the server stops, is given up. */
+#define STOP_PATIENCE_NS (5 * NS_PER_SECOND)
+
+/* How long, and for how many bytes, the end of a TCP stream is waited for. */
+#define LINGER_NS    NS_PER_SECOND
+#define LINGER_BYTES ((size_t)4 << 20)
+
+static void arm_timer(Connection *conn, int64_t ns)
+{
+    conn->timer_progress = conn->progress;
+    aio_timer_mod_ns(&conn->timer, aio_clock_ns(AIO_CLOCK_MONOTONIC) + ns);
+}
+
+/* Waits for replies to leave, for as long as some do. */
+static void arm_patience(Connection *conn)
+{
+    arm_timer(conn, conn->stopping ? STOP_PATIENCE_NS : PATIENCE_NS);
+}
+
+static void connection_timer(void *opaque)
+{
+    Connection *conn = opaque;
+
+    if (conn->handshaking) {
+        log_client(LOG_LEVEL_INFO, "client %llu: the handshake takes too long",
+                   (unsigned long long)conn->id);
+        connection_kill(conn);
+    } else if (conn->sending && conn->progress == conn->timer_progress) {
+        log_client(LOG_LEVEL_INFO, "client %llu: takes no replies; dropping "
+                   "it", (unsigned long long)conn->id);
+        connection_kill(conn);
+    } else {
+        arm_patience(conn); /* the back end is slow, not the client */
+    }
+}
+
+void connection_kill(Connection *conn)
+{
+    conn->dead = true;
+    shutdown(conn->fd, SHUT_RDWR);
+}
+
+void connection_stop(Connection *conn)
+{
+    conn->stopping = true;
+    arm_patience(conn);
+    shutdown(conn->fd, SHUT_RD); /* wakes the receiver */
+}
+
+static void list_add(Connection *conn)
+{
+    ServerThread *thread = conn->thread;
+
+    conn->prev = NULL;
+    conn->next = thread->connections;
+    if (conn->next) {
+        conn->next->prev = conn;
+    }
+    thread->connections = conn;
+}
+
+static void list_remove(Connection *conn)
+{
+    if (conn->prev) {
+        conn->prev->next = conn->next;
+    } else {
+        conn->thread->connections = conn->next;
+    }
+    if (conn->next) {
+        conn->next->prev = conn->prev;
+    }
+}
+
+/* Waits until every request is answered and every reply has left. */
+static void coroutine_fn come_to_rest(Connection *conn)
+{
+    conn->corked = false;
+    reply_flush(conn);
+    if (!conn->stopping) {
+        arm_patience(conn);
+    }
+    while (conn->n_requests > 0 || conn->sending || conn->flush_posted) {
+        co_queue_wait(&conn->room, NULL);
+    }
+    aio_timer_del(&conn->timer); /* invariant 2 */
+    assert(conn->inflight == 0 && !conn->ready_head); /* invariant 1 */
+}
+
+/*
+ * Closing a TCP socket with bytes in it that were not read resets the
+ * connection, and the client could lose replies that are on their way.  So if
+ * there are such bytes, take leave of the client first.
+ */
+static void coroutine_fn take_leave(Connection *conn)
+{
+    int64_t deadline = aio_clock_ns(AIO_CLOCK_MONOTONIC) + LINGER_NS;
+    size_t total = 0;
+
+    shutdown(conn->fd, SHUT_WR);
+    while (total < LINGER_BYTES) {
+        ssize_t n = recv(conn->fd, conn->small, sizeof(conn->small),
+                         MSG_DONTWAIT);
+        int64_t left;
+
+        if (n > 0) {
+            total += (size_t)n;
+            continue;
+        }
+        if (n == 0 || co_errno() != EAGAIN || total == 0) {
+            return;
+        }
+        left = deadline - aio_clock_ns(AIO_CLOCK_MONOTONIC);
+        if (left <= 0 || co_poll_fd(conn->fd, POLLIN, left) < 0) {
+            return;
+        }
+    }
+}
+
+/* In the main thread: the coroutine has done with conn. */
+static void connection_gone(void *opaque)
+{
+    Connection *conn = opaque;
+    ServerThread *thread = conn->thread;
+
+    free(conn);
+    server_connection_gone(thread);
+}
+
+/* The receiver. */
+static void coroutine_fn connection_run(void *opaque)
+{
+    Connection *conn = opaque;
+    const Options *options = conn->thread->server->options;
+    bool agreed;
+
+    list_add(conn);
+    input_init(conn);
+    aio_timer_init(&conn->timer, conn->thread->context, AIO_CLOCK_MONOTONIC,
+                   connection_timer, conn);
+    conn->handshaking = true;
+    arm_timer(conn, options->handshake_timeout_ns);
+    agreed = handshake_run(conn);
+    conn->handshaking = false;
+    if (!conn->stopping) {
+        aio_timer_del(&conn->timer);
+    }
+    if (agreed) {
+        if (log_enabled(LOG_LEVEL_DEBUG)) {
+            log_client(LOG_LEVEL_DEBUG, "client %llu: uses export %s",
+                       (unsigned long long)conn->id, conn->export->name);
+        }
+        transmission_run(conn);
+    }
+    come_to_rest(conn);
+    input_clear(conn);
+    list_remove(conn);
+    if (conn->is_tcp && !conn->dead) {
+        take_leave(conn);
+    }
+    co_close(conn->fd);
+    if (log_enabled(LOG_LEVEL_DEBUG)) {
+        log_client(LOG_LEVEL_DEBUG, "client %llu: closed",
+                   (unsigned long long)conn->id);
+    }
+    aio_bh_schedule_oneshot_embedded(conn->thread->server->context,
+                                     &conn->gone_bh, connection_gone, conn);
+}
+
+int connection_start(ServerThread *thread, int fd, bool is_tcp, uint64_t id)
+{
+    static const CoroutineOptions options = {
+        .size = sizeof(options),
+        .name = "nbd connection",
+    };
+    Connection *conn = malloc(sizeof(*conn));
+    Coroutine *co;
+
+    if (!conn) {
+        return -ENOMEM;
+    }
+    /* Not the pages of small, which take up no memory until they are used. */
+    memset(conn, 0, offsetof(Connection, small));
+    conn->thread = thread;
+    conn->fd = fd;
+    conn->is_tcp = is_tcp;
+    conn->id = id;
+    conn->ready_tail = &conn->ready_head;
+    co_queue_init(&conn->room);
+    if (coroutine_create_full(&co, connection_run, conn, &options) < 0) {
+        free(conn);
+        return -ENOMEM;
+    }
+    aio_co_schedule(thread->context, co);
+    return 0;
+}
