@@ -338,6 +338,13 @@ void os_thread_join(OsThreadHandle *handle)
     invariant(!error);
 }
 
+void os_thread_detach(OsThreadHandle *handle)
+{
+    int error = pthread_detach(handle->thread);
+
+    invariant(!error);
+}
+
 /* --- locks ---------------------------------------------------------------- */
 
 void os_mutex_init(OsMutex *mutex)

@@ -97,6 +97,8 @@ typedef struct OsThreadHandle {
  */
 int os_thread_start(OsThreadHandle *handle, const OsThreadStart *start);
 void os_thread_join(OsThreadHandle *handle);
+/* Let it end by itself; it is not joined. */
+void os_thread_detach(OsThreadHandle *handle);
 
 /* Mutual exclusion between threads, for what is not hot.  Zeroed: unlocked. */
 typedef struct OsMutex {
