@@ -26,7 +26,8 @@ typedef struct FdWait {
  * timeout_ns (below 0: for ever) has passed.  Several may wait at once, for
  * the same or for different events; each is woken when its events come.
  * Returns the events, -ETIMEDOUT, -ECANCELED, or what the engine reported.
- * A descriptor without readiness is always ready.
+ * A descriptor without readiness is always ready.  Aborts if fd has a handler
+ * in this context; what is the caller's name for the report.
  */
 int coroutine_fn fd_wait(int fd, uint32_t events, int64_t timeout_ns,
                          const char *what);
@@ -40,5 +41,9 @@ void fd_cancel_all(int fd, int error);
 
 /* Abort, naming call, if fd has handlers in ctx. */
 void fd_check_no_handler(AioContext *ctx, int fd, const char *call);
+
+/* The descriptor that a wait is for, or -1 if it is no fd_wait().  For
+ * reports; on the home thread, or when it has stopped. */
+int fd_of_wait(const CoWait *wait);
 
 #endif

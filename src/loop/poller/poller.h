@@ -31,11 +31,14 @@ typedef struct PollerOps {
 
     /*
      * Watch fd for events (POLLIN | POLLOUT | POLLPRI | POLLRDHUP; 0: stop
-     * watching).  Called with the lock of the fd table, by any thread.
+     * watching).  With POLLER_ONESHOT, report it once, then ignore fd until
+     * the next update().  Called with the lock of the fd table, by any thread.
      * serial is handed back to fd_ready(), which ignores reports of an older
-     * one.  old is what was watched before: 0, or the events.
+     * one.  old is what was asked for before: 0, or the events.  It is a hint:
+     * the kernel may have forgotten fd since, when it was closed.
      *
-     * Returns 0 or -errno; -EPERM: fd has no readiness (always ready).
+     * Returns 0 or -errno; -EPERM: fd has no readiness (always ready).  Stopping
+     * always succeeds.
      */
     int (*update)(struct AioContext *ctx, int fd, uint32_t serial,
                   uint32_t old, uint32_t events);
@@ -64,13 +67,27 @@ typedef struct Poller {
 extern const PollerOps poller_epoll;
 extern const PollerOps poller_poll;
 
+/* In the events of update(); no POLL... flag has this value. */
+#define POLLER_ONESHOT (UINT32_C(1) << 30)
+
 /* Choose by name (NULL: the environment, then the best) and open.  Returns
  * what aio_context_new() documents. */
 int poller_open(struct AioContext *ctx, const char *name);
 void poller_close(struct AioContext *ctx);
 
-/* For engines: fd, watched under serial, has events.  Home thread. */
-void fd_ready(struct AioContext *ctx, int fd, uint32_t serial,
+/*
+ * For engines: fd, watched under serial, has events.  Home thread, with no
+ * lock held.  Returns false for a stale report: nothing is watched under that
+ * serial (any more).
+ */
+bool fd_ready(struct AioContext *ctx, int fd, uint32_t serial,
               uint32_t events);
+
+/*
+ * For engines that cannot get rid of a stale registration otherwise: forget
+ * all with reset(), and watch again what is to be watched.  Returns what
+ * reset() did; if that is an error, nothing else happens.  Home thread.
+ */
+int fd_rewatch(struct AioContext *ctx, int (*reset)(struct AioContext *ctx));
 
 #endif

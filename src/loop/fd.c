@@ -1,0 +1,783 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * File descriptors: handlers (aio_set_fd_handler) and the waits of coroutines
+ * (fd_wait), over the table of functions of an engine.
+ *
+ * Guarantees: a handler that was removed on the home thread does not run
+ * again, wherever it was removed from; handlers run in the order in which the
+ * engine reported, each with what it was set with, never half-changed.  A wait
+ * ends once.  Does not guarantee anything for a descriptor that is closed
+ * while it is watched, except that nothing crashes and the loop does not spin.
+ *
+ * Each context has a table of records, one for each descriptor that was ever
+ * watched in it.  A record belongs to a handler or to waits, never to both.
+ * Handlers are watched level-triggered.  Waits are watched one-shot, for the
+ * events of all of them together: so a descriptor on which nobody waits any
+ * more costs no pass, whatever happens to it.
+ *
+ * The wait of the engine only marks records as ready (fd_ready); fd_dispatch
+ * runs them, so no callback runs in the midst of the engine's work.
+ *
+ * OWNERSHIP
+ *
+ *   table->lock protects all of a table but the list `ready`, which is the
+ *   home thread's.  It is never held while a callback or a coroutine runs.
+ *   Records live as long as the table.  FdWaits live on their coroutines'
+ *   stacks; who takes one out of its record's list, under the lock, is the one
+ *   who ends it.
+ *   `tables` lists those of all contexts, for fd_cancel_all(); its lock is
+ *   taken before that of a table.
+ *
+ * INVARIANTS
+ *
+ *   1. A record has a handler or waits or neither.
+ *   2. A report whose serial is not the record's is stale: serial changes with
+ *      each change of what the engine watches, also when that is stopped.
+ *   3. todo of a record is changed under the lock; it is 0 unless the record is
+ *      in the list ready, but for what a handler that runs has left.
+ */
+#include "loop/fd_int.h"
+
+#include "base/assert.h"
+#include "loop/context.h"
+#include "os/memory.h"
+
+#include <errno.h>
+#include <poll.h>
+
+#define TROUBLE ((uint32_t)(POLLERR | POLLHUP | POLLNVAL))
+#define READING ((uint32_t)(POLLIN | POLLPRI | POLLRDHUP | POLLERR | POLLHUP))
+#define WRITING ((uint32_t)(POLLOUT | POLLERR | POLLHUP))
+
+/* FdRecord.todo, for handlers: what is to be called. */
+enum { TODO_POLLED = 1, TODO_READ = 2, TODO_WRITE = 4 };
+
+typedef struct FdHandler {
+    AioFdFunc *read;
+    AioFdFunc *write;
+    AioFdPollFunc *poll;
+    AioFdFunc *poll_ready;
+    void *opaque;
+} FdHandler;
+
+typedef struct FdRecord {
+    List ready_link;      /* in FdTable.ready; the home thread's */
+    List polled_link;     /* in FdTable.polled, if handler.poll is set */
+    List always_link;     /* in FdTable.always, if a handler is set on fd, and
+                             fd has no readiness */
+    List waits;           /* of FdWait.link */
+    FdHandler handler;
+    int fd;               /* constant */
+    uint32_t serial;      /* INVARIANTS 2 */
+    uint32_t registered;  /* what the engine was asked for last; after a
+                             one-shot has been reported still that */
+    uint32_t watched;     /* what it reports: registered, or 0 */
+    uint32_t happened;    /* events for the waits, to be dispatched */
+    uint32_t todo;        /* TODO_... of the handler, to be dispatched */
+} FdRecord;
+
+typedef struct FdTable {
+    AioContext *ctx;      /* constant */
+    List link;            /* in tables; tables_lock */
+    List ready;           /* of FdRecord.ready_link; the home thread's */
+
+    OsMutex lock;
+    FdRecord **records;   /* by descriptor; NULL where there is none */
+    unsigned size;
+    List polled;
+    List always;
+    unsigned n_handlers;  /* atomic; written under the lock, like these: */
+    unsigned n_polled;
+    unsigned n_always;
+    unsigned n_watched;
+} FdTable;
+
+static OsMutex tables_lock = OS_MUTEX_INIT;
+static List tables; /* of FdTable.link */
+
+/* --- tables and records ---------------------------------------------------*/
+
+int fd_table_new(AioContext *ctx)
+{
+    FdTable *table = os_alloc(sizeof(*table));
+
+    if (!table) {
+        return -ENOMEM;
+    }
+    table->ctx = ctx;
+    os_mutex_init(&table->lock);
+    list_init(&table->ready);
+    list_init(&table->polled);
+    list_init(&table->always);
+    ctx->fds = table;
+    os_mutex_lock(&tables_lock);
+    list_append(&tables, &table->link);
+    os_mutex_unlock(&tables_lock);
+    return 0;
+}
+
+void fd_table_free(AioContext *ctx)
+{
+    FdTable *table = ctx->fds;
+
+    if (!table) {
+        return;
+    }
+    os_mutex_lock(&tables_lock);
+    list_remove(&table->link);
+    os_mutex_unlock(&tables_lock);
+    for (unsigned fd = 0; fd < table->size; fd++) {
+        os_free(table->records[fd]);
+    }
+    os_free(table->records);
+    os_mutex_destroy(&table->lock);
+    os_free(table);
+    ctx->fds = NULL;
+}
+
+static FdRecord *record_find(const FdTable *table, int fd)
+{
+    return fd >= 0 && (unsigned)fd < table->size ? table->records[fd] : NULL;
+}
+
+static int table_grow(FdTable *table, unsigned least)
+{
+    unsigned size = table->size ? table->size : 64;
+    FdRecord **records;
+
+    while (size < least) {
+        size *= 2;
+    }
+    records = os_realloc(table->records, size * sizeof(*records));
+    if (!records) {
+        return -ENOMEM;
+    }
+    for (unsigned fd = table->size; fd < size; fd++) {
+        records[fd] = NULL;
+    }
+    table->records = records;
+    table->size = size;
+    return 0;
+}
+
+/* The record of fd, made if need be.  Returns -EBADF or -ENOMEM. */
+static int record_get(FdTable *table, int fd, FdRecord **out)
+{
+    FdRecord *rec = record_find(table, fd);
+
+    if (!rec) {
+        /* More than a process can have: spare us the table. */
+        if (fd < 0 || fd >= 1 << 28) {
+            return -EBADF;
+        }
+        if ((unsigned)fd >= table->size &&
+            table_grow(table, (unsigned)fd + 1) < 0) {
+            return -ENOMEM;
+        }
+        rec = os_alloc(sizeof(*rec));
+        if (!rec) {
+            return -ENOMEM;
+        }
+        rec->fd = fd;
+        list_init(&rec->waits);
+        table->records[fd] = rec;
+    }
+    *out = rec;
+    return 0;
+}
+
+static bool has_handler(const FdRecord *rec)
+{
+    const FdHandler *handler = &rec->handler;
+
+    return handler->read || handler->write || handler->poll ||
+           handler->poll_ready;
+}
+
+/* --- what the engine watches ----------------------------------------------*/
+
+static void count(unsigned *counter, bool before, bool after)
+{
+    store_relaxed(counter, *counter + after - before);
+}
+
+static void set_watched(FdTable *table, FdRecord *rec, uint32_t watched)
+{
+    count(&table->n_watched, rec->watched != 0, watched != 0);
+    rec->watched = watched;
+}
+
+/* Have the engine watch events, in place of what it watches. */
+static int watch(FdTable *table, FdRecord *rec, uint32_t events)
+{
+    AioContext *ctx = table->ctx;
+    int ret;
+
+    if (events == 0 && rec->registered == 0) {
+        return 0;
+    }
+    ret = ctx->poller.ops->update(ctx, rec->fd, rec->serial + 1,
+                                  rec->registered, events);
+    if (ret < 0 && ret != -EPERM && ret != -EBADF) {
+        return ret; /* what was watched before still is, under its serial */
+    }
+    /* Else fd is another file by now, or none, and what was is gone. */
+    rec->serial++; /* INVARIANTS 2 */
+    rec->registered = ret < 0 ? 0 : events;
+    set_watched(table, rec, rec->registered);
+    return ret;
+}
+
+/* The events that the waits on rec wait for. */
+static uint32_t waited_for(const FdRecord *rec)
+{
+    uint32_t events = 0;
+
+    for (List *link = list_first(&rec->waits); link;
+         link = list_next(&rec->waits, link)) {
+        events |= list_entry(link, FdWait, link)->events;
+    }
+    return events;
+}
+
+static int watch_waits(FdTable *table, FdRecord *rec)
+{
+    return watch(table, rec, waited_for(rec) | POLLER_ONESHOT);
+}
+
+static void mark_ready(FdTable *table, FdRecord *rec)
+{
+    if (!list_linked(&rec->ready_link)) {
+        list_append(&table->ready, &rec->ready_link);
+    }
+}
+
+static uint32_t todo_for(const FdHandler *handler, uint32_t events)
+{
+    uint32_t todo = 0;
+
+    if (handler->read && (events & READING)) {
+        todo |= TODO_READ;
+    }
+    if (handler->write && (events & WRITING)) {
+        todo |= TODO_WRITE;
+    }
+    return todo;
+}
+
+/* The descriptor was closed under its handler. */
+static COLD void closed_under_handler(FdTable *table, FdRecord *rec)
+{
+    CoroutineLabel label;
+
+    warn_line("fd %d was closed while %s has a handler for it, which does not "
+              "run any more: remove handlers before closing",
+              rec->fd, context_label(table->ctx, &label));
+    watch(table, rec, 0);
+}
+
+static void note_events(FdTable *table, FdRecord *rec, uint32_t events)
+{
+    if (!has_handler(rec)) {
+        rec->happened |= events;
+    } else if (events & POLLNVAL) {
+        closed_under_handler(table, rec);
+    } else {
+        rec->todo |= todo_for(&rec->handler, events);
+    }
+    mark_ready(table, rec);
+}
+
+bool fd_ready(AioContext *ctx, int fd, uint32_t serial, uint32_t events)
+{
+    FdTable *table = ctx->fds;
+    FdRecord *rec;
+    bool current;
+
+    os_mutex_lock(&table->lock);
+    rec = record_find(table, fd);
+    current = rec && rec->serial == serial && rec->registered != 0;
+    if (current) {
+        if (rec->watched & POLLER_ONESHOT) {
+            set_watched(table, rec, 0);
+        }
+        note_events(table, rec, events);
+    }
+    os_mutex_unlock(&table->lock);
+    return current;
+}
+
+/* --- ending waits ---------------------------------------------------------*/
+
+/*
+ * Take a wait out of its record and decide its result; the wake follows when
+ * the lock is free.  It can be ended by nobody else then.
+ */
+static void settle(FdWait *wait, int64_t result, List *ended)
+{
+    bool first;
+
+    list_remove(&wait->link);
+    first = co_wait_claim_end(&wait->wait, result);
+    invariant(first); /* see OWNERSHIP */
+    list_append(ended, &wait->link);
+}
+
+/* Wake those that settle() has collected, in order.  Without the lock. */
+static void wake_ended(List *ended, const char *who)
+{
+    List *link;
+
+    while ((link = list_take_first(ended))) {
+        co_wait_wake(&list_entry(link, FdWait, link)->wait, who);
+    }
+}
+
+/* End the waits on rec that events are for, or with an error (below 0) all. */
+static void settle_waits(FdRecord *rec, uint32_t events, int error,
+                         List *ended)
+{
+    List *link, *next;
+
+    for (link = list_first(&rec->waits); link; link = next) {
+        FdWait *wait = list_entry(link, FdWait, link);
+        uint32_t match = events & (wait->events | TROUBLE);
+
+        next = list_next(&rec->waits, link);
+        if (error < 0) {
+            settle(wait, error, ended);
+        } else if (match & POLLNVAL) {
+            settle(wait, -EBADF, ended);
+        } else if (match) {
+            settle(wait, match, ended);
+        }
+    }
+}
+
+/* --- dispatch -------------------------------------------------------------*/
+
+/*
+ * Run one thing that is to be done for a handler.  What is left of it is at
+ * the front of the list again before the call, where a nested pass finds it.
+ */
+static void run_handler(FdTable *table, FdRecord *rec)
+{
+    FdHandler handler = rec->handler; /* may be changed as soon as we unlock */
+    AioFdFunc *call;
+
+    if (rec->todo & TODO_POLLED) {
+        rec->todo &= ~(uint32_t)TODO_POLLED;
+        call = handler.poll_ready ? handler.poll_ready : handler.read;
+    } else if (rec->todo & TODO_READ) {
+        rec->todo &= ~(uint32_t)TODO_READ;
+        call = handler.read;
+    } else {
+        rec->todo &= ~(uint32_t)TODO_WRITE;
+        call = handler.write;
+    }
+    if (rec->todo) {
+        List *first = list_first(&table->ready);
+
+        list_append(first ? first : &table->ready, &rec->ready_link);
+    }
+    if (call) {
+        os_mutex_unlock(&table->lock);
+        call(handler.opaque);
+        os_mutex_lock(&table->lock);
+    }
+}
+
+static void run_waits(FdTable *table, FdRecord *rec)
+{
+    uint32_t happened = rec->happened;
+    List ended;
+    int ret = 0;
+
+    list_init(&ended);
+    rec->happened = 0;
+    settle_waits(rec, happened, 0, &ended);
+    /* The other direction was disarmed, too. */
+    if (!list_empty(&rec->waits) && rec->watched == 0) {
+        ret = watch_waits(table, rec);
+        if (ret < 0) {
+            settle_waits(rec, 0, ret, &ended);
+        }
+    }
+    os_mutex_unlock(&table->lock);
+    wake_ended(&ended, "the event loop");
+    os_mutex_lock(&table->lock);
+}
+
+/* Returns whether there was something to do. */
+static bool run_record(FdTable *table, FdRecord *rec)
+{
+    if (has_handler(rec)) {
+        if (!rec->todo) {
+            return false; /* the handler was changed meanwhile */
+        }
+        run_handler(table, rec);
+        return true;
+    }
+    if (list_empty(&rec->waits)) {
+        rec->happened = 0; /* a report that came after a timeout */
+        return false;
+    }
+    run_waits(table, rec);
+    return true;
+}
+
+static void mark_always_ready(FdTable *table)
+{
+    for (List *link = list_first(&table->always); link;
+         link = list_next(&table->always, link)) {
+        note_events(table, list_entry(link, FdRecord, always_link),
+                    POLLIN | POLLOUT);
+    }
+}
+
+bool fd_dispatch(AioContext *ctx)
+{
+    FdTable *table = ctx->fds;
+    bool progress = false;
+    List *link;
+
+    if (list_empty(&table->ready) && load_relaxed(&table->n_always) == 0) {
+        return false;
+    }
+    os_mutex_lock(&table->lock);
+    mark_always_ready(table);
+    /*
+     * Only a pass adds to the list, and a nested one empties it: so this ends.
+     */
+    while ((link = list_take_first(&table->ready))) {
+        progress |= run_record(table,
+                               list_entry(link, FdRecord, ready_link));
+    }
+    os_mutex_unlock(&table->lock);
+    return progress;
+}
+
+bool fd_always_ready(const AioContext *ctx)
+{
+    const FdTable *table = ctx->fds;
+
+    return !list_empty(&table->ready) || load_relaxed(&table->n_always) > 0;
+}
+
+bool fd_watching(const AioContext *ctx)
+{
+    return load_relaxed(&ctx->fds->n_watched) > 0;
+}
+
+/* Ask rec's poll callback, without the lock. */
+static bool ask_handler(FdTable *table, const FdRecord *rec)
+{
+    AioFdPollFunc *poll_func = rec->handler.poll;
+    void *opaque = rec->handler.opaque;
+    bool ready;
+
+    os_mutex_unlock(&table->lock);
+    ready = poll_func(opaque);
+    os_mutex_lock(&table->lock);
+    return ready;
+}
+
+bool fd_busy_poll(AioContext *ctx)
+{
+    FdTable *table = ctx->fds;
+    bool progress = false;
+    List *link, *next;
+
+    if (load_relaxed(&table->n_polled) == 0) {
+        return false;
+    }
+    os_mutex_lock(&table->lock);
+    for (link = list_first(&table->polled); link; link = next) {
+        FdRecord *rec = list_entry(link, FdRecord, polled_link);
+
+        if (ask_handler(table, rec) && rec->handler.poll) {
+            rec->todo |= TODO_POLLED;
+            mark_ready(table, rec);
+            progress = true;
+        }
+        /* Another thread may have removed it meanwhile: next time, then. */
+        next = list_linked(link) ? list_next(&table->polled, link) : NULL;
+    }
+    os_mutex_unlock(&table->lock);
+    return progress;
+}
+
+/* Watch rec again, in a new set that knows nothing. */
+static void watch_again(FdTable *table, FdRecord *rec, List *ended)
+{
+    uint32_t events = rec->watched;
+    int ret = 0;
+
+    rec->registered = 0;
+    set_watched(table, rec, 0);
+    if (events) {
+        ret = watch(table, rec, events);
+    }
+    if (ret < 0 && has_handler(rec)) {
+        closed_under_handler(table, rec);
+    } else if (ret < 0) {
+        settle_waits(rec, 0, ret, ended);
+    }
+}
+
+int fd_rewatch(AioContext *ctx, int (*reset)(AioContext *ctx))
+{
+    FdTable *table = ctx->fds;
+    List ended;
+    int ret;
+
+    list_init(&ended);
+    os_mutex_lock(&table->lock);
+    ret = reset(ctx);
+    for (unsigned fd = 0; ret == 0 && fd < table->size; fd++) {
+        FdRecord *rec = table->records[fd];
+
+        if (rec && rec->registered) {
+            watch_again(table, rec, &ended);
+        }
+    }
+    os_mutex_unlock(&table->lock);
+    wake_ended(&ended, "the event loop");
+    return ret;
+}
+
+/* --- handlers -------------------------------------------------------------*/
+
+static COLD NORETURN void misuse_handler_and_wait(const FdTable *table,
+                                                  const FdRecord *rec,
+                                                  const char *call)
+{
+    const FdWait *wait = list_entry(list_first(&rec->waits), FdWait, link);
+    CoroutineLabel label, ctx_label;
+
+    misuse("%s: fd %d has a handler or is to get one in %s, and %s waits for "
+           "it there: a descriptor belongs to handlers or to coroutines",
+           call, rec->fd, context_label(table->ctx, &ctx_label),
+           coroutine_label(wait->wait.co, &label));
+}
+
+/* Membership of a list that a count goes with. */
+static void set_member(List *list, List *link, unsigned *counter, bool member)
+{
+    bool before = list_linked(link);
+
+    if (before && !member) {
+        list_remove(link);
+    } else if (!before && member) {
+        list_append(list, link);
+    }
+    count(counter, before, member);
+}
+
+static int set_handler_locked(FdTable *table, FdRecord *rec,
+                              const FdHandler *handler)
+{
+    bool had_one = has_handler(rec);
+    uint32_t events = (handler->read ? POLLIN : 0) |
+                      (handler->write ? POLLOUT : 0);
+    int ret = watch(table, rec, events);
+
+    if (ret < 0 && ret != -EPERM) {
+        return ret;
+    }
+    rec->handler = *handler;
+    rec->todo = 0; /* of the handler before */
+    rec->happened = 0;
+    count(&table->n_handlers, had_one, has_handler(rec));
+    set_member(&table->polled, &rec->polled_link, &table->n_polled,
+               handler->poll != NULL);
+    set_member(&table->always, &rec->always_link, &table->n_always,
+               ret == -EPERM);
+    return 0;
+}
+
+int aio_set_fd_handler(AioContext *ctx, int fd, AioFdFunc *on_read,
+                       AioFdFunc *on_write, AioFdPollFunc *on_poll,
+                       AioFdFunc *on_polled, void *opaque)
+{
+    const FdHandler handler = {on_read, on_write, on_poll, on_polled, opaque};
+    bool removal = !on_read && !on_write && !on_poll && !on_polled;
+    FdTable *table = ctx->fds;
+    FdRecord *rec;
+    int ret = 0;
+
+    os_check_fork("aio_set_fd_handler");
+    os_mutex_lock(&table->lock);
+    if (removal) {
+        rec = record_find(table, fd);
+    } else {
+        rec = NULL;
+        ret = record_get(table, fd, &rec);
+    }
+    if (rec && !list_empty(&rec->waits)) {
+        misuse_handler_and_wait(table, rec, "aio_set_fd_handler");
+    }
+    if (rec) {
+        ret = set_handler_locked(table, rec, &handler);
+    }
+    os_mutex_unlock(&table->lock);
+    if (ret == 0 && !context_is_home(ctx, os_thread())) {
+        aio_notify(ctx); /* engines without the kernel's help look anew */
+    }
+    return ret;
+}
+
+size_t fd_check_none_left(AioContext *ctx)
+{
+    FdTable *table = ctx->fds;
+    CoroutineLabel label;
+    size_t left = 0;
+
+    os_mutex_lock(&table->lock);
+    for (unsigned fd = 0; fd < table->size; fd++) {
+        const FdRecord *rec = table->records[fd];
+
+        if (rec && has_handler(rec)) {
+            warn_line("%s ends with a handler for fd %u left: opaque %p",
+                      context_label(ctx, &label), fd, rec->handler.opaque);
+            left++;
+        }
+    }
+    os_mutex_unlock(&table->lock);
+    return left;
+}
+
+static COLD NORETURN void misuse_has_handler(const FdTable *table, int fd,
+                                             const char *call)
+{
+    CoroutineLabel label, ctx_label;
+
+    misuse("%s called by %s for fd %d, which has a handler in %s: remove that "
+           "first",
+           call, coroutine_label(os_thread()->current, &label), fd,
+           context_label(table->ctx, &ctx_label));
+}
+
+void fd_check_no_handler(AioContext *ctx, int fd, const char *call)
+{
+    FdTable *table = ctx->fds;
+    const FdRecord *rec;
+
+    if (load_relaxed(&table->n_handlers) == 0) {
+        return;
+    }
+    os_mutex_lock(&table->lock);
+    rec = record_find(table, fd);
+    if (rec && has_handler(rec)) {
+        misuse_has_handler(table, fd, call);
+    }
+    os_mutex_unlock(&table->lock);
+}
+
+/* --- waits ----------------------------------------------------------------*/
+
+/* On the home thread, outside the waiter. */
+static void fd_wait_cancel(CoWait *wait, int error)
+{
+    FdWait *w = container_of(wait, FdWait, wait);
+    AioContext *ctx = (AioContext *)(void *)wait->co->home;
+    FdTable *table = ctx->fds;
+    bool ours;
+
+    os_mutex_lock(&table->lock);
+    ours = list_linked(&w->link) && !co_wait_ended(wait);
+    if (ours) {
+        /*
+         * The engine goes on watching: at the worst it reports once, to
+         * nobody.  Most likely the coroutine waits again.
+         */
+        list_remove(&w->link);
+    }
+    os_mutex_unlock(&table->lock);
+    if (ours) {
+        co_wait_end(wait, error, "its timeout");
+    }
+}
+
+static int add_wait(FdTable *table, FdWait *wait, const char *what)
+{
+    FdRecord *rec = NULL;
+    int ret;
+
+    os_mutex_lock(&table->lock);
+    ret = record_get(table, wait->fd, &rec);
+    if (rec && has_handler(rec)) {
+        misuse_has_handler(table, wait->fd, what);
+    }
+    if (rec) {
+        list_append(&rec->waits, &wait->link);
+        rec->happened = 0; /* before this wait */
+        /*
+         * Always, even if this is watched already: the number may stand for
+         * another file by now, which the engine does not know.
+         */
+        ret = watch_waits(table, rec);
+        if (ret < 0) {
+            list_remove(&wait->link);
+        }
+    }
+    os_mutex_unlock(&table->lock);
+    return ret;
+}
+
+int fd_wait(int fd, uint32_t events, int64_t timeout_ns, const char *what)
+{
+    FdWait wait = {.fd = fd, .events = events & ~TROUBLE};
+    AioContext *ctx;
+    int ret;
+
+    co_wait_init(&wait.wait, what, (const void *)(intptr_t)fd,
+                 fd_wait_cancel);
+    ctx = (AioContext *)(void *)wait.wait.co->home;
+    ret = add_wait(ctx->fds, &wait, what);
+    if (ret == -EPERM) {
+        return (int)(events & (POLLIN | POLLOUT)); /* always ready */
+    }
+    if (ret < 0) {
+        return ret;
+    }
+    return (int)co_wait_park(&wait.wait, timeout_ns);
+}
+
+int fd_of_wait(const CoWait *wait)
+{
+    return wait->cancel == fd_wait_cancel
+               ? container_of(wait, const FdWait, wait)->fd
+               : -1;
+}
+
+static void cancel_in_table(FdTable *table, int fd, int error, List *ended)
+{
+    FdRecord *rec;
+
+    os_mutex_lock(&table->lock);
+    rec = record_find(table, fd);
+    if (rec && has_handler(rec)) {
+        misuse_has_handler(table, fd, "co_close");
+    }
+    if (rec) {
+        settle_waits(rec, 0, error, ended);
+        rec->happened = 0;
+        watch(table, rec, 0);
+    }
+    os_mutex_unlock(&table->lock);
+}
+
+void fd_cancel_all(int fd, int error)
+{
+    List ended;
+
+    list_init(&ended);
+    os_mutex_lock(&tables_lock);
+    for (List *link = list_first(&tables); link;
+         link = list_next(&tables, link)) {
+        cancel_in_table(list_entry(link, FdTable, link), fd, error, &ended);
+    }
+    os_mutex_unlock(&tables_lock);
+    wake_ended(&ended, "co_close");
+}
