@@ -1,20 +1,41 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The queue of armed timers of one clock of one context.
+ * The timers of a context.
  */
 #ifndef COAIO_LOOP_TIMER_INT_H
 #define COAIO_LOOP_TIMER_INT_H
 
+#include "base/list.h"
+#include "base/post.h"
+
 #include <coaio/timer.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
-/* Ordered by (expiry, order of arming).  Home thread only. */
+/* Armed timers of one clock: a heap ordered by (expiry, order of arming). */
 typedef struct TimerQueue {
     AioTimer *root;
-    uint64_t armed;       /* how many are in it */
-    uint64_t next_order;  /* number of the next arming */
 } TimerQueue;
+
+struct TimerFrame;
+
+/* The timers of a context.  Home thread, but for what says otherwise. */
+typedef struct Timers {
+    TimerQueue queues[2];       /* by AioClock */
+    AioTimer *due_first;        /* taken out of the queues, to run; by next_ */
+    AioTimer *due_last;
+    uint64_t armed;             /* how many are in the queues or due */
+    uint64_t next_order;        /* number of the next arming */
+    struct TimerFrame *running; /* the innermost callback that runs */
+
+    /* What other threads ask for; the context's lock. */
+    AioTimer *requested_first;  /* to arm; by request_next_ */
+    AioTimer *requested_last;
+    List deletions;             /* of Deletion.link: who waits for the end */
+    bool posted;                /* post is on its way */
+    Post post;                  /* lets the home thread serve these */
+} Timers;
 
 /* When the earliest timer of ctx is due, on the monotonic clock and at most a
  * second ahead for the real-time clock; INT64_MAX: none.  Home thread. */
@@ -24,10 +45,18 @@ int64_t timer_deadline_ns(AioContext *ctx);
  * ran.  Home thread. */
 bool timer_dispatch(AioContext *ctx);
 
-/* misuse() naming each timer that is left. */
-void timer_check_none_left(AioContext *ctx);
+/*
+ * The home thread of own, in aio_wait_while(), has found that it must wait for
+ * target: misuse() if target's thread in turn waits for a timer callback that
+ * is to return first.
+ */
+void timer_check_waiting(AioContext *own, AioContext *target);
 
-/* Serve deletions that other threads wait for, when the home has stopped. */
+/* warn_line() for each timer that is left; returns how many. */
+size_t timer_check_none_left(AioContext *ctx);
+
+/* Serve what other threads asked for, after ctx->stopped was set under
+ * ctx->lock by the home thread, which calls this as its last.  */
 void timer_stopped(AioContext *ctx);
 
 #endif

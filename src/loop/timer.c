@@ -1,0 +1,618 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Timers: a pairing heap for each clock of each context.
+ *
+ * Guarantees: nothing is allocated; arming is O(1), expiring and deleting are
+ * O(log n) amortised; on the home thread there is no lock and no locked
+ * operation.  Equal expiry fires in the order of arming.  Does not guarantee
+ * an order between timers of different clocks.
+ *
+ * The home thread alone touches the heaps.  Another thread that arms a timer
+ * puts it in the context's list of requests, and one that deletes puts a
+ * record on its own stack in a second list; one post of the context, which is
+ * on its way at most once, lets the home thread serve both.  So a timer is
+ * never itself in a list of posts, and taking it out of all lists is O(1).
+ *
+ * A callback may free its timer.  So after calling it nothing looks at the
+ * timer; that it runs is known by a frame on the stack of the home thread,
+ * which also keeps those deletions that must wait for its end.
+ *
+ * STATES (AioTimer.state_; written by the home thread, under the lock if it
+ * serves a request; read by others under the lock)
+ *
+ *   IDLE    not armed, and its callback is not running
+ *   ARMED   in the heap
+ *   DUE     in the list of timers that this pass runs
+ *   FIRED   not armed; the callback was called, and may be running
+ *
+ * INVARIANTS
+ *
+ *   1. A timer is ARMED or DUE exactly while it is in a heap, or in the list
+ *      of due ones; `armed` counts both.
+ *   2. requested_ is 1 exactly while the timer is in the list of requests;
+ *      both change under the lock.
+ *   3. Requests and deletions are in the lists only while a post is on its
+ *      way, or the context has stopped and nobody will look.
+ *   4. A timer that has expired is not IDLE until the home thread has deleted
+ *      it outside its callback: FIRED is all that another thread can know.
+ *
+ * WHY A FOREIGN DELETION IS SAFE
+ *
+ *   Calls on one timer are ordered by the user, but for its own callback, which
+ *   may run and arm the timer again meanwhile.  Under the lock the deleter
+ *   takes the timer out of the requests.  If the timer is then IDLE, neither
+ *   is a request being served (that happens under the lock) nor is it armed
+ *   or running (4): done.  Else it leaves its record and sleeps.  The home
+ *   thread takes the timer out of the heap; if a frame shows that the callback
+ *   runs, below a nested pass, the record moves to the frame, and the end of
+ *   the callback serves it again, since the callback may have armed the timer.
+ *   The record is done under the lock, and the deleter takes the lock once
+ *   more before it leaves: nobody touches the record then.
+ *
+ *   When the home thread ends, it sets ctx->stopped under the lock, and then
+ *   serves what is queued.  Whoever comes later sees it, under the lock, and
+ *   works on the heap directly, under the lock.
+ */
+#include "base/assert.h"
+#include "loop/context.h"
+#include "os/clock.h"
+
+#include <inttypes.h>
+
+#define REALTIME_LOOK_NS 1000000000 /* a jump of the clock is seen so soon */
+
+enum { TIMER_IDLE = 0, TIMER_ARMED, TIMER_DUE, TIMER_FIRED };
+
+/* A callback that runs; on the home thread's stack. */
+typedef struct TimerFrame {
+    struct TimerFrame *outer;
+    AioTimer *timer;      /* may be gone: only compared */
+    List deletions;       /* of Deletion.link: to serve when it has returned */
+} TimerFrame;
+
+/* Somebody who waits for the end of a timer; on the deleter's stack. */
+typedef struct Deletion {
+    List link;            /* in Timers.deletions (lock), or in a frame */
+    AioTimer *timer;
+    AioContext *from;     /* the deleter's own context, or NULL */
+    uint32_t done;        /* atomic futex */
+} Deletion;
+
+/* --- the heap -------------------------------------------------------------*/
+
+static bool before(const AioTimer *a, const AioTimer *b)
+{
+    return a->expiry_ns_ < b->expiry_ns_ ||
+           (a->expiry_ns_ == b->expiry_ns_ && a->order_ < b->order_);
+}
+
+/* Join two trees, whose roots have no siblings; either may be NULL. */
+static AioTimer *meld(AioTimer *a, AioTimer *b)
+{
+    AioTimer *child;
+
+    if (!a || !b) {
+        return a ? a : b;
+    }
+    if (before(b, a)) {
+        child = a;
+        a = b;
+    } else {
+        child = b;
+    }
+    child->prev_ = a;
+    child->next_ = a->child_;
+    if (child->next_) {
+        child->next_->prev_ = child;
+    }
+    a->child_ = child;
+    return a;
+}
+
+static AioTimer *take_sibling(AioTimer **first)
+{
+    AioTimer *timer = *first;
+
+    if (timer) {
+        *first = timer->next_;
+        timer->next_ = NULL;
+        timer->prev_ = NULL;
+    }
+    return timer;
+}
+
+/* Join a list of siblings: in pairs from the left, then from the right. */
+static AioTimer *meld_siblings(AioTimer *first)
+{
+    AioTimer *pairs = NULL, *root = NULL, *pair;
+
+    while (first) {
+        AioTimer *left = take_sibling(&first);
+
+        pair = meld(left, take_sibling(&first));
+        pair->next_ = pairs;
+        pairs = pair;
+    }
+    while ((pair = take_sibling(&pairs))) {
+        root = meld(root, pair);
+    }
+    return root;
+}
+
+static void heap_insert(TimerQueue *queue, AioTimer *timer)
+{
+    timer->child_ = NULL;
+    timer->next_ = NULL;
+    timer->prev_ = NULL;
+    queue->root = meld(queue->root, timer);
+}
+
+static void heap_remove(TimerQueue *queue, AioTimer *timer)
+{
+    AioTimer *below = meld_siblings(timer->child_);
+
+    if (queue->root == timer) {
+        queue->root = below;
+        return;
+    }
+    if (timer->prev_->child_ == timer) {
+        timer->prev_->child_ = timer->next_;
+    } else {
+        timer->prev_->next_ = timer->next_;
+    }
+    if (timer->next_) {
+        timer->next_->prev_ = timer->prev_;
+    }
+    queue->root = meld(queue->root, below);
+}
+
+/* --- the list of due timers -----------------------------------------------*/
+
+static void due_append(Timers *timers, AioTimer *timer)
+{
+    timer->next_ = NULL;
+    timer->prev_ = timers->due_last;
+    if (timers->due_last) {
+        timers->due_last->next_ = timer;
+    } else {
+        timers->due_first = timer;
+    }
+    timers->due_last = timer;
+}
+
+static void due_remove(Timers *timers, AioTimer *timer)
+{
+    if (timer->prev_) {
+        timer->prev_->next_ = timer->next_;
+    } else {
+        timers->due_first = timer->next_;
+    }
+    if (timer->next_) {
+        timer->next_->prev_ = timer->prev_;
+    } else {
+        timers->due_last = timer->prev_;
+    }
+}
+
+/* Move what has expired from the heap to the list, in order. */
+static void take_due(Timers *timers, AioClock clock, int64_t now_ns)
+{
+    TimerQueue *queue = &timers->queues[clock];
+    AioTimer *timer;
+
+    while ((timer = queue->root) && timer->expiry_ns_ <= now_ns) {
+        heap_remove(queue, timer);
+        due_append(timers, timer);
+        store_relaxed(&timer->state_, TIMER_DUE);
+    }
+}
+
+/* --- arming and disarming, by whoever owns the heaps ----------------------*/
+
+static TimerFrame *frame_of(const Timers *timers, const AioTimer *timer)
+{
+    TimerFrame *frame = timers->running;
+
+    while (frame && frame->timer != timer) {
+        frame = frame->outer;
+    }
+    return frame;
+}
+
+/* Leave state_ to the caller. */
+static void take_out(Timers *timers, AioTimer *timer)
+{
+    switch (load_relaxed(&timer->state_)) {
+    case TIMER_ARMED:
+        heap_remove(&timers->queues[timer->clock_], timer);
+        break;
+    case TIMER_DUE:
+        due_remove(timers, timer);
+        break;
+    default:
+        return;
+    }
+    invariant(timers->armed > 0); /* INVARIANTS 1 */
+    timers->armed--;
+}
+
+static void arm(Timers *timers, AioTimer *timer, int64_t expiry_ns)
+{
+    take_out(timers, timer);
+    timer->expiry_ns_ = expiry_ns;
+    timer->order_ = timers->next_order++;
+    heap_insert(&timers->queues[timer->clock_], timer);
+    timers->armed++;
+    store_relaxed(&timer->state_, TIMER_ARMED);
+}
+
+static void disarm(Timers *timers, AioTimer *timer)
+{
+    take_out(timers, timer);
+    /* INVARIANTS 4 */
+    store_relaxed(&timer->state_,
+                  frame_of(timers, timer) ? TIMER_FIRED : TIMER_IDLE);
+}
+
+/* --- requests of other threads; under the lock ----------------------------*/
+
+static void request_append(Timers *timers, AioTimer *timer)
+{
+    timer->request_next_ = NULL;
+    timer->request_prev_ = timers->requested_last;
+    if (timers->requested_last) {
+        timers->requested_last->request_next_ = timer;
+    } else {
+        timers->requested_first = timer;
+    }
+    timers->requested_last = timer;
+    store_relaxed(&timer->requested_, 1);
+}
+
+static void request_remove(Timers *timers, AioTimer *timer)
+{
+    invariant(load_relaxed(&timer->requested_)); /* INVARIANTS 2 */
+    if (timer->request_prev_) {
+        timer->request_prev_->request_next_ = timer->request_next_;
+    } else {
+        timers->requested_first = timer->request_next_;
+    }
+    if (timer->request_next_) {
+        timer->request_next_->request_prev_ = timer->request_prev_;
+    } else {
+        timers->requested_last = timer->request_prev_;
+    }
+    store_relaxed(&timer->requested_, 0);
+}
+
+/*
+ * Delete for somebody who waits.  Under the lock: the deleter takes it before
+ * it leaves, so the record lives until we drop it.
+ */
+static void serve_deletion(Timers *timers, Deletion *deletion)
+{
+    TimerFrame *frame = frame_of(timers, deletion->timer);
+
+    disarm(timers, deletion->timer);
+    if (frame) {
+        list_append(&frame->deletions, &deletion->link);
+        return;
+    }
+    /* The deleter's acquire is that of the lock. */
+    store_relaxed(&deletion->done, 1);
+    os_futex_wake(&deletion->done, 1);
+}
+
+static void serve_requests(Timers *timers)
+{
+    AioTimer *timer;
+    List *link;
+
+    while ((timer = timers->requested_first)) {
+        request_remove(timers, timer);
+        arm(timers, timer, timer->requested_ns_);
+    }
+    while ((link = list_take_first(&timers->deletions))) {
+        serve_deletion(timers, list_entry(link, Deletion, link));
+    }
+}
+
+static void requests_posted(void *owner, Post *post)
+{
+    AioContext *ctx = owner;
+
+    (void)post;
+    os_mutex_lock(&ctx->lock);
+    ctx->timers.posted = false;
+    serve_requests(&ctx->timers);
+    os_mutex_unlock(&ctx->lock);
+}
+
+/* Drop the lock, and see to it that the home thread serves requests. */
+static void unlock_and_post(AioContext *ctx)
+{
+    bool post = !ctx->timers.posted;
+
+    ctx->timers.posted = true;
+    ctx->timers.post.run = requests_posted;
+    os_mutex_unlock(&ctx->lock);
+    if (post) {
+        context_post(ctx, &ctx->timers.post);
+    }
+}
+
+static void request_arming(AioContext *ctx, AioTimer *timer,
+                           int64_t expiry_ns)
+{
+    /* The callback may run, and ctx go, before we are through. */
+    context_pin(ctx);
+    os_mutex_lock(&ctx->lock);
+    if (load_relaxed(&ctx->stopped)) {
+        arm(&ctx->timers, timer, expiry_ns); /* never runs, but is armed */
+        os_mutex_unlock(&ctx->lock);
+    } else {
+        timer->requested_ns_ = expiry_ns;
+        if (!load_relaxed(&timer->requested_)) {
+            request_append(&ctx->timers, timer);
+        }
+        unlock_and_post(ctx);
+    }
+    context_unpin(ctx);
+}
+
+static void await_deletion(AioContext *ctx, Deletion *deletion)
+{
+    while (!load_relaxed(&deletion->done)) {
+        os_futex_wait(&deletion->done, 0, -1);
+    }
+    os_mutex_lock(&ctx->lock); /* see serve_deletion() */
+    os_mutex_unlock(&ctx->lock);
+}
+
+static void request_deletion(AioContext *ctx, AioTimer *timer,
+                             AioContext *from)
+{
+    Timers *timers = &ctx->timers;
+    Deletion deletion = {.timer = timer, .from = from};
+
+    context_pin(ctx);
+    os_mutex_lock(&ctx->lock);
+    if (load_relaxed(&timer->requested_)) {
+        request_remove(timers, timer);
+    }
+    if (load_relaxed(&timer->state_) == TIMER_IDLE) {
+        os_mutex_unlock(&ctx->lock);
+    } else if (load_relaxed(&ctx->stopped)) {
+        disarm(timers, timer);
+        os_mutex_unlock(&ctx->lock);
+    } else {
+        list_append(&timers->deletions, &deletion.link);
+        unlock_and_post(ctx);
+        await_deletion(ctx, &deletion);
+    }
+    context_unpin(ctx);
+}
+
+/* On the home thread: forget what another thread had asked for. */
+static void forget_request(AioContext *ctx, AioTimer *timer)
+{
+    os_mutex_lock(&ctx->lock);
+    if (load_relaxed(&timer->requested_)) {
+        request_remove(&ctx->timers, timer);
+    }
+    os_mutex_unlock(&ctx->lock);
+}
+
+/* --- for users ------------------------------------------------------------*/
+
+int64_t aio_clock_ns(AioClock clock)
+{
+    return clock == AIO_CLOCK_REALTIME ? os_clock_realtime_ns()
+                                       : os_clock_monotonic_ns();
+}
+
+void aio_timer_init(AioTimer *timer, AioContext *ctx, AioClock clock,
+                    AioTimerFunc *cb, void *opaque)
+{
+    *timer = (AioTimer){
+        .context_ = ctx,
+        .callback_ = cb,
+        .opaque_ = opaque,
+        .clock_ = clock == AIO_CLOCK_REALTIME,
+    };
+}
+
+void aio_timer_mod_ns(AioTimer *timer, int64_t expiry_ns)
+{
+    AioContext *ctx = timer->context_;
+
+    if (unlikely(!context_is_home(ctx, os_thread()))) {
+        request_arming(ctx, timer, expiry_ns);
+        return;
+    }
+    /* The user has ordered this after the request, if there was one. */
+    if (unlikely(load_relaxed(&timer->requested_))) {
+        forget_request(ctx, timer);
+    }
+    arm(&ctx->timers, timer, expiry_ns);
+}
+
+void aio_timer_del(AioTimer *timer)
+{
+    AioContext *ctx = timer->context_;
+    OsThread *thread = os_thread();
+
+    if (unlikely(!context_is_home(ctx, thread))) {
+        request_deletion(ctx, timer, thread->context);
+        return;
+    }
+    if (unlikely(load_relaxed(&timer->requested_))) {
+        forget_request(ctx, timer);
+    }
+    disarm(&ctx->timers, timer);
+}
+
+bool aio_timer_pending(const AioTimer *timer)
+{
+    uint8_t state = load_relaxed(&timer->state_);
+
+    return state == TIMER_ARMED || state == TIMER_DUE ||
+           load_relaxed(&timer->requested_);
+}
+
+/* --- for the loop ---------------------------------------------------------*/
+
+static int64_t realtime_deadline_ns(const AioTimer *timer)
+{
+    int64_t left_ns = REALTIME_LOOK_NS;
+    int64_t now_ns = os_clock_realtime_ns();
+
+    if (timer->expiry_ns_ <= now_ns) {
+        return 0;
+    }
+    /* Written so that a time far away does not overflow. */
+    if (timer->expiry_ns_ < now_ns + left_ns) {
+        left_ns = timer->expiry_ns_ - now_ns;
+    }
+    return os_clock_monotonic_ns() + left_ns;
+}
+
+int64_t timer_deadline_ns(AioContext *ctx)
+{
+    Timers *timers = &ctx->timers;
+    const AioTimer *realtime = timers->queues[AIO_CLOCK_REALTIME].root;
+    const AioTimer *monotonic = timers->queues[AIO_CLOCK_MONOTONIC].root;
+    int64_t deadline_ns = INT64_MAX;
+
+    if (timers->due_first) {
+        return 0; /* left by the pass that called the callback that polls */
+    }
+    if (realtime) {
+        deadline_ns = realtime_deadline_ns(realtime);
+    }
+    if (monotonic && monotonic->expiry_ns_ < deadline_ns) {
+        deadline_ns = monotonic->expiry_ns_ > 0 ? monotonic->expiry_ns_ : 0;
+    }
+    return deadline_ns;
+}
+
+/* Serve, after the callback, the deletions that came meanwhile. */
+static void serve_frame(AioContext *ctx, TimerFrame *frame)
+{
+    List *link;
+
+    os_mutex_lock(&ctx->lock);
+    while ((link = list_take_first(&frame->deletions))) {
+        /* May move on to an outer frame of the same timer. */
+        serve_deletion(&ctx->timers, list_entry(link, Deletion, link));
+    }
+    os_mutex_unlock(&ctx->lock);
+}
+
+static void run_timer(AioContext *ctx, AioTimer *timer)
+{
+    Timers *timers = &ctx->timers;
+    TimerFrame frame = {
+        .outer = timers->running,
+        .timer = timer,
+    };
+
+    take_out(timers, timer);
+    store_relaxed(&timer->state_, TIMER_FIRED);
+    timers->running = &frame;
+    timer->callback_(timer->opaque_);
+    invariant(timers->running == &frame);
+    timers->running = frame.outer;
+    if (unlikely(!list_empty(&frame.deletions))) {
+        serve_frame(ctx, &frame);
+    }
+}
+
+bool timer_dispatch(AioContext *ctx)
+{
+    Timers *timers = &ctx->timers;
+
+    if (timers->armed == 0) {
+        return false;
+    }
+    if (timers->queues[AIO_CLOCK_MONOTONIC].root) {
+        take_due(timers, AIO_CLOCK_MONOTONIC, os_clock_monotonic_ns());
+    }
+    if (timers->queues[AIO_CLOCK_REALTIME].root) {
+        take_due(timers, AIO_CLOCK_REALTIME, os_clock_realtime_ns());
+    }
+    if (!timers->due_first) {
+        return false;
+    }
+    /*
+     * What the callbacks arm goes to the heap: the next pass.  A nested pass
+     * appends what has become due, and leaves nothing to us.
+     */
+    while (timers->due_first) {
+        run_timer(ctx, timers->due_first);
+    }
+    return true;
+}
+
+static COLD NORETURN void misuse_deadlock(const Deletion *deletion)
+{
+    CoroutineLabel label;
+
+    misuse("aio_timer_del of timer %p in %s waits for the timer's callback, "
+           "which waits for that context in aio_wait_while",
+           (void *)deletion->timer, context_label(deletion->from, &label));
+}
+
+void timer_check_waiting(AioContext *own, AioContext *target)
+{
+    const TimerFrame *frame;
+    const List *link;
+
+    for (frame = own->timers.running; frame; frame = frame->outer) {
+        for (link = list_first(&frame->deletions); link;
+             link = list_next(&frame->deletions, link)) {
+            const Deletion *deletion = list_entry(link, Deletion, link);
+
+            if (deletion->from && deletion->from == target) {
+                misuse_deadlock(deletion);
+            }
+        }
+    }
+}
+
+static void warn_left(const AioTimer *timer)
+{
+    CoroutineLabel label;
+
+    warn_line("timer %p (callback %p, expiry %" PRId64 ") is armed while %s is "
+              "destroyed",
+              (const void *)timer, (void *)(uintptr_t)timer->callback_,
+              timer->expiry_ns_, context_label(timer->context_, &label));
+}
+
+size_t timer_check_none_left(AioContext *ctx)
+{
+    Timers *timers = &ctx->timers;
+    size_t left = 0;
+
+    os_mutex_lock(&ctx->lock);
+    serve_requests(timers);
+    take_due(timers, AIO_CLOCK_MONOTONIC, INT64_MAX);
+    take_due(timers, AIO_CLOCK_REALTIME, INT64_MAX);
+    for (const AioTimer *timer = timers->due_first; timer;
+         timer = timer->next_) {
+        warn_left(timer);
+        left++;
+    }
+    os_mutex_unlock(&ctx->lock);
+    return left;
+}
+
+void timer_stopped(AioContext *ctx)
+{
+    invariant(!ctx->timers.running);
+    os_mutex_lock(&ctx->lock);
+    invariant(load_relaxed(&ctx->stopped));
+    serve_requests(&ctx->timers); /* INVARIANTS 3 */
+    os_mutex_unlock(&ctx->lock);
+}
