@@ -41,10 +41,10 @@ const char *context_label(AioContext *ctx, CoroutineLabel *label)
 
 static void context_free(AioContext *ctx)
 {
+    fd_table_free(ctx); /* first: from then on fd_cancel_all() misses it */
     if (ctx->poller.ops) {
         poller_close(ctx);
     }
-    fd_table_free(ctx);
     os_event_close(ctx->event);
     os_mutex_destroy(&ctx->lock);
     os_free(ctx);
@@ -184,6 +184,15 @@ void context_release_population(AioContext *ctx)
 
 /* --- making one ----------------------------------------------------------*/
 
+void context_stop(AioContext *ctx)
+{
+    os_mutex_lock(&ctx->lock);
+    /* Release: who finds it stopped may do what the home thread did. */
+    store_release(&ctx->stopped, 1);
+    os_mutex_unlock(&ctx->lock);
+    timer_stopped(ctx);
+}
+
 /* A thread ends: its context, if any, stays without a thread. */
 static void thread_exit(OsThread *thread)
 {
@@ -191,6 +200,9 @@ static void thread_exit(OsThread *thread)
 
     if (!ctx) {
         return;
+    }
+    if (!load_relaxed(&ctx->stopped)) {
+        context_stop(ctx);
     }
     context_release_population(ctx);
     if (thread->context) {

@@ -61,7 +61,7 @@ struct AioContext {
     unsigned depth;          /* of nested passes */
     uint64_t ran;            /* callbacks and coroutines that made progress */
     unsigned skipped;        /* passes in a row that did not look at fds */
-    TimerQueue timers[2];    /* by AioClock */
+    Timers timers;
 
     /* Busy polling. */
     int64_t poll_max_ns;     /* atomic */
@@ -94,6 +94,10 @@ void context_release_population(AioContext *ctx);
 
 /* A pass ends: ctx may have been closed in it, and goes then. */
 void context_leave_pass(AioContext *ctx);
+
+/* Its thread ends: nothing runs in it any more.  Home thread, outside passes;
+ * the last that it does with ctx but for letting go of it. */
+void context_stop(AioContext *ctx);
 
 /* "name" or "context 0x..." for messages. */
 const char *context_label(AioContext *ctx, CoroutineLabel *label);

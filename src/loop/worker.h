@@ -27,7 +27,7 @@ struct WorkerJob {
     void (*done)(WorkerJob *job);   /* on the home thread, outside coroutines */
     AioContext *ctx;
     int result;                     /* of fn, or -ECANCELED */
-    uint32_t state;                 /* the pool's lock */
+    uint32_t state;                 /* the pool's lock, after submission */
 };
 
 /*
@@ -45,5 +45,9 @@ bool worker_cancel(WorkerJob *job);
 
 /* For tests. */
 unsigned worker_thread_count(void);
+#ifdef COAIO_TESTING
+/* How long a thread that begins to wait for a job from now on does so. */
+void worker_set_idle_ns(int64_t idle_ns);
+#endif
 
 #endif
