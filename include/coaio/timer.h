@@ -28,9 +28,10 @@
  *   aio_clock_ns               yes          yes         yes         yes
  *
  *   (1) takes effect when the home thread gets to it
- *   (2) blocks the calling thread until the home thread gets to it; aborts in
- *       the timer's own callback only if called from another thread on its
- *       behalf, which would wait for itself
+ *   (2) blocks the calling thread until the home thread gets to it, and until
+ *       the callback has returned if it runs: so the callback must not wait for
+ *       a thread that does this.  Aborts where that is seen, that is, where the
+ *       callback waits by aio_wait_while() for the context of that thread.
  *   (3) an answer that may be old
  *
  *   Calls on one timer from several threads at once are the user's to order.
@@ -57,11 +58,15 @@ struct AioTimer {
     void *opaque_;
     int64_t expiry_ns_;
     uint64_t order_;
-    void *links_[4];
-    uint32_t state_;
-    uint32_t clock_;
-    void *post_[3];
-    int64_t posted_ns_;
+    AioTimer *child_;
+    AioTimer *next_;
+    AioTimer *prev_;
+    AioTimer *request_next_;
+    AioTimer *request_prev_;
+    int64_t requested_ns_;
+    uint8_t state_;
+    uint8_t clock_;
+    uint8_t requested_;
 };
 
 /**

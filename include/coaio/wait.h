@@ -63,6 +63,7 @@ typedef struct AioWaiter {
     struct AioWaiter *next_;
     struct AioWaiter *prev_;
     AioContext *own_;
+    AioContext *target_;
     uint32_t seen_;
 } AioWaiter;
 
