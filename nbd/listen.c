@@ -272,7 +272,7 @@ unsigned listen_passed_count(void)
 /* Takes over a socket that somebody else has bound. */
 static bool open_passed(Listeners *listeners, int fd)
 {
-    int type = 0, listening = 0;
+    int type = 0, listening = 0, flags;
     socklen_t length = sizeof(type);
     char *uri;
 
@@ -284,6 +284,11 @@ static bool open_passed(Listeners *listeners, int fd)
         return false;
     }
     fcntl(fd, F_SETFD, FD_CLOEXEC);
+    /* If another process accepts, too, ours must not block in accept(2). */
+    flags = fcntl(fd, F_GETFL);
+    if (flags >= 0) {
+        fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+    }
     add_listener(listeners, fd)->uri = uri;
     return true;
 }

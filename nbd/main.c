@@ -16,6 +16,7 @@
 #include <coaio/bh.h>
 #include <coaio/context.h>
 #include <coaio/coroutine.h>
+#include <coaio/timer.h>
 
 #include "listen.h"
 #include "log.h"
@@ -28,13 +29,21 @@
 /* Descriptors besides those of connections: files, sockets, event loops. */
 #define SPARE_FDS 64
 
-/* What the signal handler asks for, and how often it has. */
+/* Signals that come together, such as Ctrl-C at the terminal and SIGTERM from
+ * whoever runs there, count as one. */
+#define HURRY_NS INT64_C(1000000000)
+
+/* What the signal handler asks for, and when it first did. */
 static AioBH *stop_bh;
-static volatile sig_atomic_t stop_signals;
+static int64_t stop_ns;
 
 static void on_signal(int number)
 {
-    if (++stop_signals > 1) {
+    int64_t now = aio_clock_ns(AIO_CLOCK_MONOTONIC);
+
+    if (stop_ns == 0) {
+        stop_ns = now;
+    } else if (now - stop_ns > HURRY_NS) {
         _exit(128 + number); /* somebody is in a hurry */
     }
     aio_bh_schedule(stop_bh);
