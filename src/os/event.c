@@ -21,7 +21,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define NS_PER_S 1000000000
+#define NS_PER_S  1000000000
 #define NS_PER_MS 1000000
 
 static int open_eventfd(void)

@@ -12,7 +12,7 @@
 struct epoll_event;
 
 /* A nonblocking close-on-exec event fd (a pipe where there is none). */
-int os_event_open(int fds[2]);   /* fds[0]: to wait on; fds[1]: to set */
+int os_event_open(int fds[2]); /* fds[0]: to wait on; fds[1]: to set */
 void os_event_close(int fds[2]);
 /* Make fds[0] readable.  Signal-safe; keeps errno. */
 void os_event_set(const int fds[2]);

@@ -20,10 +20,10 @@
 
 #include <string.h>
 
-static uint64_t remaining;  /* atomic; calls until the fault, 1: the next */
-static int armed_error;     /* atomic; 0: not armed */
+static uint64_t remaining;     /* atomic; calls until the fault, 1: the next */
+static int armed_error;        /* atomic; 0: not armed */
 static const char *armed_only; /* written before armed_error is set */
-static bool fired;          /* atomic */
+static bool fired;             /* atomic */
 
 static uint64_t counters[OS_COUNT_MAX]; /* atomic */
 static OsRecorder *recorder;            /* atomic */

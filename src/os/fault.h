@@ -14,9 +14,9 @@
 #ifdef COAIO_TESTING
 
 typedef enum OsCount {
-    OS_COUNT_SYSCALLS,       /* everything that enters the kernel from os/ */
-    OS_COUNT_NOTIFICATIONS,  /* os_event_set() */
-    OS_COUNT_ALLOCATIONS,    /* os_alloc(), os_realloc(), os_map() */
+    OS_COUNT_SYSCALLS,      /* everything that enters the kernel from os/ */
+    OS_COUNT_NOTIFICATIONS, /* os_event_set() */
+    OS_COUNT_ALLOCATIONS,   /* os_alloc(), os_realloc(), os_map() */
     OS_COUNT_FREES,
     OS_COUNT_MAX,
 } OsCount;
@@ -44,7 +44,7 @@ typedef struct OsRecord {
     int fd;
     int64_t offset;
     int64_t result;
-    bool begin;        /* before the call, else after it */
+    bool begin; /* before the call, else after it */
 } OsRecord;
 typedef void OsRecorder(const OsRecord *record);
 void os_set_recorder(OsRecorder *recorder);
@@ -53,8 +53,8 @@ void os_record(const char *call, int fd, int64_t offset, int64_t result,
 
 #else
 
-#define os_fault(call) 0
-#define os_count(what) ((void)0)
+#define os_fault(call)                             0
+#define os_count(what)                             ((void)0)
 #define os_record(call, fd, offset, result, begin) ((void)0)
 
 #endif

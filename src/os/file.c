@@ -26,18 +26,18 @@
  * The value of expression, a system call, or -errno.  In test builds it is
  * counted, recorded, and may be made to fail instead.
  */
-#define IO_CALL(call, fd, offset, expression)                                 \
-    ({                                                                        \
-        ssize_t result_ = -os_fault(call);                                    \
-                                                                              \
-        os_count(OS_COUNT_SYSCALLS);                                          \
-        os_record(call, fd, offset, 0, true);                                 \
-        if (result_ == 0) {                                                   \
-            result_ = (expression);                                           \
-            result_ = result_ < 0 ? -errno : result_;                         \
-        }                                                                     \
-        os_record(call, fd, offset, result_, false);                          \
-        result_;                                                              \
+#define IO_CALL(call, fd, offset, expression)         \
+    ({                                                \
+        ssize_t result_ = -os_fault(call);            \
+                                                      \
+        os_count(OS_COUNT_SYSCALLS);                  \
+        os_record(call, fd, offset, 0, true);         \
+        if (result_ == 0) {                           \
+            result_ = (expression);                   \
+            result_ = result_ < 0 ? -errno : result_; \
+        }                                             \
+        os_record(call, fd, offset, result_, false);  \
+        result_;                                      \
     })
 
 ssize_t os_read(int fd, void *buf, size_t count)
@@ -79,17 +79,15 @@ static ssize_t nowait_result(ssize_t result)
 ssize_t os_preadv_nowait(int fd, const struct iovec *iov, int iovcnt,
                          off_t offset)
 {
-    return nowait_result(
-        IO_CALL("preadv", fd, offset,
-                preadv2(fd, iov, iovcnt, offset, RWF_NOWAIT)));
+    return nowait_result(IO_CALL("preadv", fd, offset,
+                                 preadv2(fd, iov, iovcnt, offset, RWF_NOWAIT)));
 }
 
 ssize_t os_pwritev_nowait(int fd, const struct iovec *iov, int iovcnt,
                           off_t offset)
 {
-    return nowait_result(
-        IO_CALL("pwritev", fd, offset,
-                pwritev2(fd, iov, iovcnt, offset, RWF_NOWAIT)));
+    return nowait_result(IO_CALL(
+        "pwritev", fd, offset, pwritev2(fd, iov, iovcnt, offset, RWF_NOWAIT)));
 }
 
 ssize_t os_recvmsg_nowait(int fd, struct msghdr *msg, int flags)
@@ -149,6 +147,24 @@ int os_socket_error(int fd)
         return -errno;
     }
     return -error;
+}
+
+int os_socket_type(int fd)
+{
+    int type = 0;
+    socklen_t size = sizeof(type);
+
+    os_count(OS_COUNT_SYSCALLS);
+    if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size)) {
+        return -errno;
+    }
+    return type;
+}
+
+void os_shutdown(int fd)
+{
+    os_count(OS_COUNT_SYSCALLS);
+    shutdown(fd, SHUT_RDWR);
 }
 
 int os_fsync(int fd)
@@ -229,10 +245,15 @@ int os_file_kind(int fd, OsFileKind *kind, uint64_t *serial)
     return 0;
 }
 
-bool os_file_nonblocking(int fd)
+int os_file_flags(int fd)
 {
     int flags = fcntl(fd, F_GETFL);
 
     os_count(OS_COUNT_SYSCALLS);
-    return flags >= 0 && (flags & O_NONBLOCK);
+    return flags < 0 ? 0 : flags;
+}
+
+bool os_file_nonblocking(int fd)
+{
+    return os_file_flags(fd) & O_NONBLOCK;
 }

@@ -47,10 +47,10 @@ int os_fallocate(int fd, int mode, off_t offset, off_t length);
 int os_close(int fd);
 
 typedef enum OsFileKind {
-    OS_FILE_REGULAR,  /* a file on a disk: can block, has no readiness */
-    OS_FILE_MEMORY,   /* a file on tmpfs or ramfs */
+    OS_FILE_REGULAR, /* a file on a disk: can block, has no readiness */
+    OS_FILE_MEMORY,  /* a file on tmpfs or ramfs */
     OS_FILE_SOCKET,
-    OS_FILE_STREAM,   /* a pipe, terminal, ...: has readiness */
+    OS_FILE_STREAM, /* a pipe, terminal, ...: has readiness */
 } OsFileKind;
 
 /* What fd is; also *serial, which differs between files that the number fd
@@ -59,5 +59,13 @@ int os_file_kind(int fd, OsFileKind *kind, uint64_t *serial);
 
 /* Whether O_NONBLOCK is set on fd. */
 bool os_file_nonblocking(int fd);
+
+/* The flags of the open file (O_DIRECT, O_DSYNC, ...), or 0. */
+int os_file_flags(int fd);
+
+/* SOCK_STREAM, ...; or -errno. */
+int os_socket_type(int fd);
+/* Have calls that block on the socket return. */
+void os_shutdown(int fd);
 
 #endif

@@ -34,7 +34,7 @@
 #include <unistd.h>
 
 #define GUARD_INSTALL 102 /* MADV_GUARD_INSTALL, younger than the headers */
-#define BATCH 64          /* regions in one process_madvise(2) */
+#define BATCH         64  /* regions in one process_madvise(2) */
 
 static size_t split_guards; /* atomic; made by mprotect and not given back */
 
@@ -89,8 +89,8 @@ bool os_address_guarded(const void *address)
     }
     os_count(OS_COUNT_SYSCALLS);
     /* The system call itself: sanitizers look at what write() is given. */
-    guarded = syscall(SYS_write, fds[1], address, (size_t)1) < 0 &&
-              errno == EFAULT;
+    guarded =
+        syscall(SYS_write, fds[1], address, (size_t)1) < 0 && errno == EFAULT;
     close(fds[0]);
     close(fds[1]);
     return guarded;
@@ -170,8 +170,7 @@ static size_t install_batch(int self, char *first, size_t size, size_t stride,
 }
 
 /* Guard as many regions as that gets done; see install_batch(). */
-static size_t install_batches(char *first, size_t size, size_t stride,
-                              size_t n)
+static size_t install_batches(char *first, size_t size, size_t stride, size_t n)
 {
     static int useless; /* atomic; it never worked, so do not ask again */
     size_t done = 0;
@@ -187,8 +186,8 @@ static size_t install_batches(char *first, size_t size, size_t stride,
         return 0;
     }
     do {
-        got = install_batch(self, first + done * stride, size, stride,
-                            n - done);
+        got =
+            install_batch(self, first + done * stride, size, stride, n - done);
         done += got;
     } while (got > 0 && done < n);
     close(self);
@@ -198,8 +197,7 @@ static size_t install_batches(char *first, size_t size, size_t stride,
     return done;
 }
 #else
-static size_t install_batches(char *first, size_t size, size_t stride,
-                              size_t n)
+static size_t install_batches(char *first, size_t size, size_t stride, size_t n)
 {
     (void)first;
     (void)size;

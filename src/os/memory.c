@@ -108,9 +108,9 @@ void *os_map(size_t size, size_t align)
     if (os_fault("map") || size == 0 || size > SIZE_MAX - slack) {
         return NULL;
     }
-    mapping = mmap(NULL, size + slack, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1,
-                   0);
+    mapping =
+        mmap(NULL, size + slack, PROT_READ | PROT_WRITE,
+             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
     if (mapping == MAP_FAILED) {
         return NULL;
     }

@@ -37,9 +37,9 @@ void os_unmap(void *address, size_t size);
 void os_discard(void *address, size_t size);
 
 typedef enum OsGuardKind {
-    OS_GUARD_NONE,      /* nothing works, or the limit was reached */
-    OS_GUARD_MADVISE,   /* does not split the mapping */
-    OS_GUARD_MPROTECT,  /* does: one mapping more for each */
+    OS_GUARD_NONE,     /* nothing works, or the limit was reached */
+    OS_GUARD_MADVISE,  /* does not split the mapping */
+    OS_GUARD_MPROTECT, /* does: two mappings more for each */
 } OsGuardKind;
 
 /*

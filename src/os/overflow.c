@@ -29,7 +29,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define LINE_SIZE 256
+#define LINE_SIZE          256
 #define SIGNAL_STACK_LEAST (64 * 1024)
 
 static OsMutex install_lock = OS_MUTEX_INIT;

@@ -39,10 +39,9 @@
 #endif
 
 #define HOOKS_MAX 4
-#define NS_PER_S 1000000000
+#define NS_PER_S  1000000000
 
-static _Thread_local OsThread self
-    __attribute__((tls_model("initial-exec")));
+static _Thread_local OsThread self __attribute__((tls_model("initial-exec")));
 
 /* What a library may take of the static block without asking for it. */
 _Static_assert(sizeof(OsThread) < 256, "thread-locals under 256 bytes");
@@ -50,7 +49,7 @@ _Static_assert(sizeof(OsThread) < 256, "thread-locals under 256 bytes");
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static pthread_key_t key;
 static bool key_usable; /* written under once */
-bool os_forked; /* set in a child, by its only thread */
+bool os_forked;         /* set in a child, by its only thread */
 
 static OsMutex hook_lock = OS_MUTEX_INIT;
 static void (*hooks[HOOKS_MAX])(OsThread *thread);

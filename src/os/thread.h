@@ -23,19 +23,19 @@ struct Coroutine;
 struct AioContext;
 
 typedef struct OsThread {
-    struct Coroutine *current;   /* the running coroutine; NULL outside */
-    void *leader_sp;             /* the thread's own stack, while it enters */
-    struct AioContext *context;  /* bound to this thread, or NULL */
-    Fifo deferred;               /* of Coroutine.link: woken by coroutines */
+    struct Coroutine *current;  /* the running coroutine; NULL outside */
+    void *leader_sp;            /* the thread's own stack, while it enters */
+    struct AioContext *context; /* bound to this thread, or NULL */
+    Fifo deferred;              /* of Coroutine.link: woken by coroutines */
 
-    struct Coroutine *pool;      /* free stacks of the default size */
+    struct Coroutine *pool; /* free stacks of the default size */
     unsigned pool_size;
 
-    bool prepared;               /* os_thread_prepare() was here */
-    bool overflow_ready;         /* has an alternate signal stack */
-    void *signal_stack;          /* ours, or NULL */
-    void *leader_fiber;          /* TSan's handle of the thread's own stack */
-    const void *leader_bottom;   /* ASan's idea of it */
+    bool prepared;             /* os_thread_prepare() was here */
+    bool overflow_ready;       /* has an alternate signal stack */
+    void *signal_stack;        /* ours, or NULL */
+    void *leader_fiber;        /* TSan's handle of the thread's own stack */
+    const void *leader_bottom; /* ASan's idea of it */
     size_t leader_size;
     void (*after_switch)(void *); /* ucontext only: to call after a switch */
     void *after_switch_arg;
@@ -80,10 +80,10 @@ static inline void os_check_fork(const char *call)
 void os_thread_stack_bounds(const void **bottom, size_t *size);
 
 typedef struct OsThreadStart {
-    const char *name;      /* at most 15 bytes are used */
+    const char *name; /* at most 15 bytes are used */
     void (*run)(void *arg);
     void *arg;
-    const unsigned *cpus;  /* NULL: all */
+    const unsigned *cpus; /* NULL: all */
     size_t n_cpus;
 } OsThreadStart;
 
@@ -105,7 +105,10 @@ typedef struct OsMutex {
     pthread_mutex_t mutex;
 } OsMutex;
 
-#define OS_MUTEX_INIT { PTHREAD_MUTEX_INITIALIZER }
+#define OS_MUTEX_INIT             \
+    {                             \
+        PTHREAD_MUTEX_INITIALIZER \
+    }
 
 void os_mutex_init(OsMutex *mutex);
 void os_mutex_destroy(OsMutex *mutex);

@@ -118,8 +118,7 @@ static void check_epoll(void)
     CHECK(epfd >= 0);
     CHECK(fcntl(epfd, F_GETFD) & FD_CLOEXEC);
     CHECK_EQ(os_event_open(fds), 0);
-    CHECK_EQ(os_epoll_ctl(epfd, EPOLL_CTL_ADD, fds[0], EPOLLIN, 1ull << 40),
-             0);
+    CHECK_EQ(os_epoll_ctl(epfd, EPOLL_CTL_ADD, fds[0], EPOLLIN, 1ull << 40), 0);
     CHECK_EQ(os_epoll_ctl(epfd, EPOLL_CTL_ADD, fds[0], EPOLLIN, 0), -EEXIST);
     CHECK_EQ(os_epoll_wait(epfd, events, 4, 0), 0);
 

@@ -285,9 +285,9 @@ TEST(holes_can_be_punched)
 
     memset(data, 'x', sizeof(data));
     CHECK_EQ(os_write(fd, data, sizeof(data)), sizeof(data));
-    CHECK_EQ(os_fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
-                          4096),
-             0);
+    CHECK_EQ(
+        os_fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 4096),
+        0);
     CHECK_EQ(os_preadv(fd, &iov, 1, 0), 1);
     CHECK_EQ(byte, 0);
     CHECK_EQ(os_close(fd), 0);

@@ -57,8 +57,7 @@ static char *guard_pages(size_t regions, OsGuardKind *kind)
         char *region = map + i * 2 * page;
 
         CHECK_EQ(os_address_guarded(region), *kind != OS_GUARD_NONE);
-        CHECK_EQ(os_address_guarded(region + page - 1),
-                 *kind != OS_GUARD_NONE);
+        CHECK_EQ(os_address_guarded(region + page - 1), *kind != OS_GUARD_NONE);
         memset(region + page, 0x55, page);
     }
     return map;
@@ -74,8 +73,7 @@ static void check_guards(void)
     CHECK_EQ(kind, os_guard_kind());
     os_discard(map, REGIONS * 2 * page);
     for (i = 0; i < REGIONS; i++) {
-        CHECK_EQ(os_address_guarded(map + i * 2 * page),
-                 kind != OS_GUARD_NONE);
+        CHECK_EQ(os_address_guarded(map + i * 2 * page), kind != OS_GUARD_NONE);
         CHECK_EQ(map[(i * 2 + 1) * page], 0);
     }
     os_unmap(map, REGIONS * 2 * page);

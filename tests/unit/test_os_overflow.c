@@ -39,8 +39,8 @@ static void install(void)
     guard = os_map(2 * os_page_size(), os_page_size());
     os_guard(guard, os_page_size(), os_page_size(), 1, &done);
     CHECK_EQ(done, 1);
-    foreign = mmap(NULL, os_page_size(), PROT_NONE,
-                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    foreign = mmap(NULL, os_page_size(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS,
+                   -1, 0);
     CHECK(foreign != MAP_FAILED);
     CHECK_EQ(os_signal_stack_install(), 0);
     CHECK_EQ(os_install_fault_handler(claims), 0);

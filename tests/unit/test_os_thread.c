@@ -270,8 +270,7 @@ TEST(cpus_that_do_not_exist_are_refused)
 
     for (i = 0; i < 4; i++) {
         unsigned cpus[2] = {some_cpu(), missing[i]};
-        OsThreadStart start = {
-            .run = must_not_run, .cpus = cpus, .n_cpus = 2};
+        OsThreadStart start = {.run = must_not_run, .cpus = cpus, .n_cpus = 2};
         OsThreadHandle thread;
 
         CHECK_EQ(os_thread_start(&thread, &start), -EINVAL);
