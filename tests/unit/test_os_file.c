@@ -259,6 +259,23 @@ TEST(what_a_file_is)
     CHECK_EQ(os_close(fd), 0);
 }
 
+TEST(flags_and_types)
+{
+    int fd = open("/dev/null", O_WRONLY | O_APPEND | O_CLOEXEC), fds[2];
+    char byte;
+
+    CHECK_EQ(os_file_flags(fd) & (O_ACCMODE | O_APPEND), O_WRONLY | O_APPEND);
+    CHECK_EQ(os_socket_type(fd), -ENOTSOCK);
+    CHECK_EQ(os_close(fd), 0);
+    CHECK_EQ(os_file_flags(-1), 0);
+    stream_pair(fds);
+    CHECK_EQ(os_socket_type(fds[0]), SOCK_STREAM);
+    os_shutdown(fds[0]);
+    CHECK_EQ(os_recv_nowait(fds[0], &byte, 1, 0), 0);
+    CHECK_EQ(os_recv_nowait(fds[1], &byte, 1, 0), 0);
+    close_pair(fds);
+}
+
 TEST(a_number_that_stands_for_another_file_is_noticed)
 {
     uint64_t first, again, second, other;
