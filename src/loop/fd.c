@@ -725,23 +725,36 @@ static int add_wait(FdTable *table, FdWait *wait, const char *what)
     return ret;
 }
 
-int fd_wait(int fd, uint32_t events, int64_t timeout_ns, const char *what)
+int fd_wait_begin(FdWait *wait, int fd, uint32_t events, const char *what)
 {
-    FdWait wait = {.fd = fd, .events = events & ~TROUBLE};
     AioContext *ctx;
     int ret;
 
-    co_wait_init(&wait.wait, what, (const void *)(intptr_t)fd,
+    wait->link.next = NULL;
+    wait->link.prev = NULL;
+    wait->fd = fd;
+    wait->events = events & ~TROUBLE;
+    co_wait_init(&wait->wait, what, (const void *)(intptr_t)fd,
                  fd_wait_cancel);
-    ctx = (AioContext *)(void *)wait.wait.co->home;
-    ret = add_wait(ctx->fds, &wait, what);
-    if (ret == -EPERM) {
+    ctx = (AioContext *)(void *)wait->wait.co->home;
+    ret = add_wait(ctx->fds, wait, what);
+    if (ret == -EPERM && (events & (POLLIN | POLLOUT))) {
         return (int)(events & (POLLIN | POLLOUT)); /* always ready */
     }
-    if (ret < 0) {
-        return ret;
-    }
-    return (int)co_wait_park(&wait.wait, timeout_ns);
+    return ret;
+}
+
+int fd_wait_park(FdWait *wait, int64_t timeout_ns)
+{
+    return (int)co_wait_park(&wait->wait, timeout_ns);
+}
+
+int fd_wait(int fd, uint32_t events, int64_t timeout_ns, const char *what)
+{
+    FdWait wait;
+    int ret = fd_wait_begin(&wait, fd, events, what);
+
+    return ret == 0 ? fd_wait_park(&wait, timeout_ns) : ret;
 }
 
 int fd_of_wait(const CoWait *wait)

@@ -33,6 +33,15 @@ int coroutine_fn fd_wait(int fd, uint32_t events, int64_t timeout_ns,
                          const char *what);
 
 /*
+ * The two halves of it, for callers who begin under a lock of their own, so
+ * that whoever takes that lock next and then calls fd_cancel_all() ends the
+ * wait.  fd_wait_begin() returns 0, and fd_wait_park() must follow; or the
+ * events that hold always; or -errno.
+ */
+int fd_wait_begin(FdWait *wait, int fd, uint32_t events, const char *what);
+int coroutine_fn fd_wait_park(FdWait *wait, int64_t timeout_ns);
+
+/*
  * End all waits on fd in all contexts with error, before fd is closed.  Any
  * thread.  Waits of other contexts end there, a little later; the kernel's
  * interest is gone when this returns.  Handlers are misuse.

@@ -1,0 +1,262 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Files, which have no readiness, and whatever is read at an offset.
+ *
+ * A transfer takes the first of these ways that the file is not known to be
+ * bad at:
+ *
+ *   at once     a file in memory (tmpfs, ramfs), up to DIRECT_MAX bytes
+ *   RWF_NOWAIT  what is in the page cache comes at once; -EAGAIN means that
+ *               it is not there, -EOPNOTSUPP is remembered for the file
+ *   a worker    everything else
+ *
+ * RWF_NOWAIT stops where the page cache ends, which is not the end of the
+ * file: the rest of a short count is fetched, too, so that a short count means
+ * the same as with pread(2).
+ */
+#include "io/io_int.h"
+
+#include <errno.h>
+#include <limits.h>
+
+#define DIRECT_MAX ((size_t)256 << 10)
+
+typedef struct FileCall {
+    const IoTransfer *transfer;
+    IoFd *entry;
+    OsFileKind kind;
+    size_t total;          /* bytes */
+} FileCall;
+
+/* --- system calls ---------------------------------------------------------*/
+
+static ssize_t transfer_once(const IoTransfer *t)
+{
+    if (t->direction == IO_READ) {
+        return t->offset < 0 ? os_readv(t->fd, t->iov, t->iovcnt)
+                             : os_preadv(t->fd, t->iov, t->iovcnt, t->offset);
+    }
+    return t->offset < 0 ? os_writev(t->fd, t->iov, t->iovcnt)
+                         : os_pwritev(t->fd, t->iov, t->iovcnt, t->offset);
+}
+
+static ssize_t transfer_blocking(void *arg)
+{
+    ssize_t result;
+
+    do {
+        result = transfer_once(arg);
+    } while (result == -EINTR);
+    return result;
+}
+
+static ssize_t transfer_nowait(const IoTransfer *t)
+{
+    ssize_t result;
+
+    do {
+        result = t->direction == IO_READ
+                     ? os_preadv_nowait(t->fd, t->iov, t->iovcnt, t->offset)
+                     : os_pwritev_nowait(t->fd, t->iov, t->iovcnt, t->offset);
+    } while (result == -EINTR);
+    return result;
+}
+
+/* --- the ways -------------------------------------------------------------*/
+
+static ssize_t coroutine_fn transfer_in_worker(const FileCall *f,
+                                               IoTransfer *t)
+{
+    return io_run_in_worker(f->entry, transfer_blocking, t, t->what);
+}
+
+static bool may_try_nowait(const FileCall *f, IoDirection direction)
+{
+    uint32_t no_nowait = direction == IO_READ ? IO_NO_NOWAIT_READ
+                                              : IO_NO_NOWAIT_WRITE;
+
+    return f->kind != OS_FILE_MEMORY &&
+           !(load_relaxed(&f->entry->facts) & no_nowait);
+}
+
+/* The first part of a transfer, without waiting, or IO_NEEDS_WORKER. */
+static ssize_t transfer_at_once(const FileCall *f, IoTransfer *t)
+{
+    ssize_t result;
+
+    /* The position is locked while a worker uses it. */
+    if (t->offset < 0 && load_relaxed(&f->entry->running) > 0) {
+        return IO_NEEDS_WORKER;
+    }
+    if (f->kind == OS_FILE_MEMORY && f->total <= DIRECT_MAX) {
+        return transfer_blocking(t);
+    }
+    if (!may_try_nowait(f, t->direction)) {
+        return IO_NEEDS_WORKER;
+    }
+    result = transfer_nowait(t);
+    if (result == -EOPNOTSUPP) {
+        io_fd_learn(f->entry, t->direction == IO_READ ? IO_NO_NOWAIT_READ
+                                                      : IO_NO_NOWAIT_WRITE);
+        return IO_NEEDS_WORKER;
+    }
+    return result == -EAGAIN ? IO_NEEDS_WORKER : result;
+}
+
+/* RWF_NOWAIT made the first done bytes: make the others. */
+static NOINLINE ssize_t coroutine_fn transfer_rest(const FileCall *f,
+                                                   size_t done)
+{
+    struct iovec slice[IO_SLICE_MAX];
+    IoTransfer part = *f->transfer;
+    size_t bytes = 0;
+    ssize_t n;
+
+    part.iov = slice;
+    while (done < f->total) {
+        part.iovcnt = io_slice(f->transfer, done, SIZE_MAX, slice, &bytes);
+        if (f->transfer->offset >= 0) {
+            part.offset = f->transfer->offset + (off_t)done;
+        }
+        n = transfer_at_once(f, &part);
+        if (n == IO_NEEDS_WORKER) {
+            n = transfer_in_worker(f, &part);
+            done += n > 0 ? (size_t)n : 0;
+            if (n < (ssize_t)bytes) {
+                break; /* an error comes back next time */
+            }
+        } else if (n > 0) {
+            done += (size_t)n;
+        } else {
+            break;
+        }
+    }
+    return (ssize_t)done;
+}
+
+ssize_t io_file_transfer(const IoTransfer *transfer, IoFd *entry,
+                         OsFileKind kind)
+{
+    FileCall f = {.transfer = transfer, .entry = entry, .kind = kind};
+    IoTransfer whole = *transfer;
+    ssize_t result;
+
+    for (int i = 0; i < transfer->iovcnt; i++) {
+        f.total += transfer->iov[i].iov_len;
+    }
+    store_relaxed(&entry->transfers, load_relaxed(&entry->transfers) + 1);
+    result = transfer_at_once(&f, &whole);
+    if (result == IO_NEEDS_WORKER) {
+        return transfer_in_worker(&f, &whole);
+    }
+    if (result > 0 && (size_t)result < f.total && kind != OS_FILE_MEMORY) {
+        return transfer_rest(&f, (size_t)result);
+    }
+    return result;
+}
+
+int io_slice(const IoTransfer *transfer, size_t skip, size_t limit,
+             struct iovec *slice, size_t *bytes)
+{
+    int n = 0;
+
+    *bytes = 0;
+    for (int i = 0; i < transfer->iovcnt && n < IO_SLICE_MAX; i++) {
+        struct iovec piece = transfer->iov[i];
+        size_t skipped = skip < piece.iov_len ? skip : piece.iov_len;
+
+        skip -= skipped;
+        piece.iov_base = (char *)piece.iov_base + skipped;
+        piece.iov_len -= skipped;
+        if (piece.iov_len > limit - *bytes) {
+            piece.iov_len = limit - *bytes;
+        }
+        if (piece.iov_len > 0) {
+            slice[n++] = piece;
+            *bytes += piece.iov_len;
+        }
+    }
+    return n;
+}
+
+/* --- what is not a transfer -----------------------------------------------*/
+
+typedef struct FileJob {
+    int fd;
+    int (*call)(const struct FileJob *job);
+    int mode;
+    off_t offset;
+    off_t length;
+} FileJob;
+
+static int call_fsync(const FileJob *job)
+{
+    return os_fsync(job->fd);
+}
+
+static int call_fdatasync(const FileJob *job)
+{
+    return os_fdatasync(job->fd);
+}
+
+static int call_fallocate(const FileJob *job)
+{
+    return os_fallocate(job->fd, job->mode, job->offset, job->length);
+}
+
+static ssize_t run_job(void *arg)
+{
+    const FileJob *job = arg;
+    int result;
+
+    do {
+        result = job->call(job);
+    } while (result == -EINTR);
+    return result;
+}
+
+static int coroutine_fn do_job(const char *what, FileJob *job)
+{
+    OsFileKind kind;
+    IoFd *entry;
+    int ret;
+
+    if (!io_begin(what, job->fd)) {
+        return (int)run_job(job);
+    }
+    ret = io_fd_check(job->fd, &entry, &kind);
+    if (ret < 0) {
+        return ret;
+    }
+    if (kind == OS_FILE_MEMORY && job->length <= (off_t)DIRECT_MAX) {
+        return (int)run_job(job);
+    }
+    return (int)io_run_in_worker(entry, run_job, job, what);
+}
+
+int co_fsync(int fd)
+{
+    FileJob job = {.fd = fd, .call = call_fsync};
+
+    return do_job("co_fsync", &job);
+}
+
+int co_fdatasync(int fd)
+{
+    FileJob job = {.fd = fd, .call = call_fdatasync};
+
+    return do_job("co_fdatasync", &job);
+}
+
+int co_fallocate(int fd, int mode, off_t offset, off_t length)
+{
+    FileJob job = {
+        .fd = fd,
+        .call = call_fallocate,
+        .mode = mode,
+        .offset = offset,
+        .length = length,
+    };
+
+    return do_job("co_fallocate", &job);
+}

@@ -1,0 +1,299 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The calls that work on any descriptor: which way a transfer takes, waiting
+ * for readiness, closing, sleeping.
+ *
+ * What a descriptor is decides the way.  Asked for at an offset, a call cannot
+ * block on a socket or a pipe (it fails with ESPIPE), so what was learned of
+ * the number may be old.  At the position it can: there, the kernel is asked
+ * each time, except about what was a socket, which says so itself (ENOTSOCK)
+ * when it is none any more.
+ */
+#include "io/io_int.h"
+
+#include "loop/context.h"
+#include "loop/fd_int.h"
+#include "os/event.h"
+
+#include <coaio/bh.h>
+#include <errno.h>
+#include <limits.h>
+
+static COLD NORETURN void misuse_outside(const char *what)
+{
+    misuse("%s: called outside a coroutine", what);
+}
+
+bool io_begin(const char *what, int fd)
+{
+    Coroutine *self = os_thread()->current;
+
+    os_check_fork(what);
+    if (unlikely(!self)) {
+        misuse_outside(what);
+    }
+    if (!self->home) {
+        return false;
+    }
+    if (fd >= 0) {
+        fd_check_no_handler(container_of(self->home, AioContext, home), fd,
+                            what);
+    }
+    return true;
+}
+
+/* --- transfers ------------------------------------------------------------*/
+
+/* At the position of the file, if it has one. */
+static ssize_t coroutine_fn transfer_here(const IoTransfer *transfer)
+{
+    OsFileKind kind;
+    IoFd *entry = io_fd_find(transfer->fd);
+    ssize_t result;
+
+    io_begin(transfer->what, transfer->fd);
+    if (entry && io_fd_kind(entry) == IO_KIND(OS_FILE_SOCKET)) {
+        result = io_socket_transfer(transfer);
+        if (result != -ENOTSOCK) {
+            return result;
+        }
+    }
+    result = io_fd_check(transfer->fd, &entry, &kind);
+    if (result < 0) {
+        return result;
+    }
+    switch (kind) {
+    case OS_FILE_SOCKET:
+        return io_socket_transfer(transfer);
+    case OS_FILE_STREAM:
+        return io_stream_transfer(transfer, entry);
+    default:
+        return io_file_transfer(transfer, entry, kind);
+    }
+}
+
+/* At an offset. */
+static ssize_t coroutine_fn transfer_there(const IoTransfer *transfer)
+{
+    OsFileKind kind;
+    IoFd *entry = io_fd_find(transfer->fd);
+    uint32_t known = entry ? io_fd_kind(entry) : 0;
+    int ret;
+
+    io_begin(transfer->what, transfer->fd);
+    if (transfer->offset < 0 || transfer->iovcnt < 0 ||
+        transfer->iovcnt > IOV_MAX) {
+        return -EINVAL;
+    }
+    if (known == 0 || load_relaxed(&entry->transfers) >= IO_CHECK_INTERVAL) {
+        ret = io_fd_check(transfer->fd, &entry, &kind);
+        if (ret < 0) {
+            return ret;
+        }
+        known = IO_KIND(kind);
+    }
+    return io_file_transfer(transfer, entry, (OsFileKind)(known - 1));
+}
+
+static ssize_t coroutine_fn transfer(const char *what, int fd,
+                                     IoDirection direction, void *buf,
+                                     size_t count, off_t offset, bool here)
+{
+    struct iovec iov = {.iov_base = buf, .iov_len = count};
+    IoTransfer t = {
+        .what = what,
+        .fd = fd,
+        .direction = direction,
+        .iov = &iov,
+        .iovcnt = 1,
+        .offset = offset,
+    };
+
+    return here ? transfer_here(&t) : transfer_there(&t);
+}
+
+ssize_t co_read(int fd, void *buf, size_t count)
+{
+    return transfer("co_read", fd, IO_READ, buf, count, -1, true);
+}
+
+ssize_t co_write(int fd, const void *buf, size_t count)
+{
+    return transfer("co_write", fd, IO_WRITE, (void *)buf, count, -1, true);
+}
+
+ssize_t co_pread(int fd, void *buf, size_t count, off_t offset)
+{
+    return transfer("co_pread", fd, IO_READ, buf, count, offset, false);
+}
+
+ssize_t co_pwrite(int fd, const void *buf, size_t count, off_t offset)
+{
+    return transfer("co_pwrite", fd, IO_WRITE, (void *)buf, count, offset,
+                    false);
+}
+
+ssize_t co_preadv(int fd, const struct iovec *iov, int iovcnt, off_t offset)
+{
+    IoTransfer t = {"co_preadv", fd, IO_READ, iov, iovcnt, offset};
+
+    return transfer_there(&t);
+}
+
+ssize_t co_pwritev(int fd, const struct iovec *iov, int iovcnt, off_t offset)
+{
+    IoTransfer t = {"co_pwritev", fd, IO_WRITE, iov, iovcnt, offset};
+
+    return transfer_there(&t);
+}
+
+/* --- closing --------------------------------------------------------------*/
+
+static ssize_t call_close(void *arg)
+{
+    const int *fd = arg;
+
+    return os_close(*fd);
+}
+
+int co_close(int fd)
+{
+    IoFd *entry = io_fd_find(fd);
+    uint32_t known = 0;
+    bool home = io_begin("co_close", fd);
+    OsFileKind kind;
+    uint64_t serial;
+    int ret;
+
+    if (fd < 0) {
+        return -EBADF;
+    }
+    if (entry) {
+        ret = io_fd_retire(entry, fd, &known);
+        if (ret < 0) {
+            return ret;
+        }
+    } else {
+        fd_cancel_all(fd, -ECANCELED);
+    }
+    if (known == 0 && os_file_kind(fd, &kind, &serial) == 0) {
+        known = IO_KIND(kind);
+    }
+    if (!home || known != IO_KIND(OS_FILE_REGULAR)) {
+        return os_close(fd);
+    }
+    ret = (int)io_run_in_worker(NULL, call_close, &fd, "co_close");
+    return ret == -ENOMEM ? os_close(fd) : ret;
+}
+
+/* --- readiness ------------------------------------------------------------*/
+
+/* What holds of fd now, or after at most timeout_ns of blocking the thread. */
+static int poll_now(int fd, int events, int64_t timeout_ns)
+{
+    struct pollfd pollfd = {.fd = fd, .events = (short)events};
+    int ret;
+
+    do {
+        ret = os_poll(&pollfd, 1, timeout_ns);
+    } while (ret == -EINTR);
+    if (ret <= 0) {
+        return ret < 0 ? ret : -ETIMEDOUT;
+    }
+    return pollfd.revents & POLLNVAL ? -EBADF : pollfd.revents;
+}
+
+int co_poll_fd(int fd, int events, int64_t timeout_ns)
+{
+    bool home = io_begin("co_poll_fd", fd);
+    int ret = fd < 0 ? -EBADF : poll_now(fd, events, home ? 0 : timeout_ns);
+    FdWait wait;
+    IoSide *side;
+    IoFd *entry;
+
+    if (ret != -ETIMEDOUT || !home || timeout_ns == 0) {
+        return ret;
+    }
+    entry = io_fd_get(fd);
+    if (!entry) {
+        return -ENOMEM;
+    }
+    side = &entry->sides[IO_READ];
+    os_mutex_lock(&side->lock);
+    ret = entry->closing ? -ECANCELED
+                         : fd_wait_begin(&wait, fd, (uint32_t)events,
+                                         "co_poll_fd");
+    os_mutex_unlock(&side->lock);
+    if (ret == 0) {
+        ret = fd_wait_park(&wait, timeout_ns);
+    }
+    return ret == -ENOSPC ? -ENOMEM : ret;
+}
+
+/* --- time -----------------------------------------------------------------*/
+
+typedef struct Sleep {
+    CoWait wait;          /* first */
+    AioTimer timer;
+    AioBHStorage storage;
+    int64_t result;       /* of a pass: the home thread's */
+} Sleep;
+
+static void slept(void *opaque)
+{
+    Sleep *sleep = opaque;
+
+    co_wait_end(&sleep->wait, 0, "its timer");
+}
+
+static void sleep_cancel(CoWait *wait, int error)
+{
+    Sleep *sleep = container_of(wait, Sleep, wait);
+
+    aio_timer_del(&sleep->timer);
+    co_wait_end(wait, error, "a cancellation");
+}
+
+static void passed(void *opaque)
+{
+    Sleep *sleep = opaque;
+
+    co_wait_end(&sleep->wait, sleep->result, "its bottom half");
+}
+
+/* The bottom half is sure to come, and uses the record. */
+static void pass_cancel(CoWait *wait, int error)
+{
+    container_of(wait, Sleep, wait)->result = error;
+}
+
+static int coroutine_fn sleep_one_pass(AioContext *ctx)
+{
+    Sleep sleep = {.result = 0};
+
+    co_wait_init(&sleep.wait, "co_sleep_ns", NULL, pass_cancel);
+    aio_bh_schedule_oneshot_embedded(ctx, &sleep.storage, passed, &sleep);
+    return (int)co_wait_park(&sleep.wait, -1);
+}
+
+int co_sleep_ns(int64_t ns)
+{
+    AioContext *ctx;
+    int64_t now_ns;
+    Sleep sleep;
+
+    if (!io_begin("co_sleep_ns", -1)) {
+        poll_now(-1, 0, ns > 0 ? ns : 0);
+        return 0;
+    }
+    ctx = container_of(os_thread()->current->home, AioContext, home);
+    if (ns <= 0) {
+        return sleep_one_pass(ctx);
+    }
+    now_ns = aio_clock_ns(AIO_CLOCK_MONOTONIC);
+    co_wait_init(&sleep.wait, "co_sleep_ns", NULL, sleep_cancel);
+    aio_timer_init(&sleep.timer, ctx, AIO_CLOCK_MONOTONIC, slept, &sleep);
+    aio_timer_mod_ns(&sleep.timer,
+                     ns < INT64_MAX - now_ns ? now_ns + ns : INT64_MAX);
+    return (int)co_wait_park(&sleep.wait, -1);
+}

@@ -1,0 +1,271 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The registry: what this process knows of each descriptor number, and the end
+ * of a descriptor.
+ *
+ * What was learned may be out of date, when the user closed the number with
+ * close(2) and opened something else under it.  Then results are right all the
+ * same: a call that would block on a file of another kind either fails in a
+ * way that tells (ENOTSOCK, ESPIPE), or asks first what it has before it.  Only
+ * the way it takes may be slow, until the facts are checked again.
+ *
+ * Does not guarantee anything for a number that is closed with close(2) while
+ * a coroutine waits on it: that wait ends with co_close() of the number.
+ *
+ * INVARIANTS
+ *
+ *   1. Whoever has the turn of a side in a generation may leave a wait on the
+ *      descriptor only while it holds the side's lock and the generation is
+ *      still that; co_close() changes the generation under both locks first,
+ *      then ends what waits.  So nobody waits on, or uses, a number after it
+ *      was closed.
+ *   2. Records are made once and live as long as the process.
+ */
+#include "io/io_int.h"
+
+#include "loop/fd_int.h"
+#include "os/memory.h"
+
+#include <errno.h>
+#include <fcntl.h>
+
+/* Three levels: what a process can have, at the price of what it has. */
+#define LEAF_BITS 6
+#define MIDDLE_BITS 12
+#define ROOT_BITS 13
+
+typedef struct Leaf {
+    IoFd entries[1 << LEAF_BITS];
+} Leaf;
+
+typedef struct Middle {
+    Leaf *leaves[1 << MIDDLE_BITS]; /* atomic; set once, under grow_lock */
+} Middle;
+
+static Middle *root[1 << ROOT_BITS]; /* atomic; set once, under grow_lock */
+static OsMutex grow_lock = OS_MUTEX_INIT;
+
+/* --- records --------------------------------------------------------------*/
+
+static unsigned root_index(int fd)
+{
+    return (unsigned)fd >> (LEAF_BITS + MIDDLE_BITS);
+}
+
+static unsigned middle_index(int fd)
+{
+    return (unsigned)fd >> LEAF_BITS & ((1 << MIDDLE_BITS) - 1);
+}
+
+static unsigned leaf_index(int fd)
+{
+    return (unsigned)fd & ((1 << LEAF_BITS) - 1);
+}
+
+IoFd *io_fd_find(int fd)
+{
+    Middle *middle;
+    Leaf *leaf;
+
+    if (fd < 0) {
+        return NULL;
+    }
+    /* [io-fd/A] The pointer before what it points to: pairs with [io-fd/B]. */
+    middle = load_acquire(&root[root_index(fd)]);
+    leaf = middle ? load_acquire(&middle->leaves[middle_index(fd)]) : NULL;
+    return leaf ? &leaf->entries[leaf_index(fd)] : NULL;
+}
+
+static IoFd *grow_locked(int fd)
+{
+    Middle **middle = &root[root_index(fd)];
+    Leaf **leaf;
+
+    if (!load_relaxed(middle)) {
+        Middle *made = os_alloc(sizeof(*made));
+
+        if (!made) {
+            return NULL;
+        }
+        store_release(middle, made);
+    }
+    leaf = &load_relaxed(middle)->leaves[middle_index(fd)];
+    if (!load_relaxed(leaf)) {
+        Leaf *made = os_alloc(sizeof(*made));
+
+        if (!made) {
+            return NULL;
+        }
+        /* [io-fd/B] The zeroes before the pointer: pairs with [io-fd/A]. */
+        store_release(leaf, made);
+    }
+    return &load_relaxed(leaf)->entries[leaf_index(fd)];
+}
+
+IoFd *io_fd_get(int fd)
+{
+    IoFd *entry = io_fd_find(fd);
+
+    if (entry || fd < 0) {
+        return entry;
+    }
+    os_mutex_lock(&grow_lock);
+    entry = grow_locked(fd);
+    os_mutex_unlock(&grow_lock);
+    return entry;
+}
+
+/* --- facts ----------------------------------------------------------------*/
+
+/* What is true of an open file by its flags. */
+static uint32_t facts_of_flags(int flags)
+{
+    uint32_t facts = 0;
+
+    /* The call would return at once, but after the device. */
+    if (flags & O_DIRECT) {
+        facts |= IO_NO_NOWAIT_READ | IO_NO_NOWAIT_WRITE;
+    }
+    if (flags & (O_SYNC | O_DSYNC)) {
+        facts |= IO_NO_NOWAIT_WRITE;
+    }
+    return facts;
+}
+
+int io_fd_check(int fd, IoFd **out, OsFileKind *kind)
+{
+    IoFd *entry;
+    uint64_t serial;
+    uint32_t facts;
+    int ret = os_file_kind(fd, kind, &serial);
+
+    if (ret < 0) {
+        return ret;
+    }
+    entry = io_fd_get(fd);
+    if (!entry) {
+        return -ENOMEM;
+    }
+    facts = load_relaxed(&entry->facts);
+    if ((facts & IO_KIND_MASK) != IO_KIND(*kind) ||
+        load_relaxed(&entry->serial) != serial ||
+        load_relaxed(&entry->transfers) >= IO_CHECK_INTERVAL) {
+        facts = IO_KIND(*kind);
+        if (*kind == OS_FILE_REGULAR) {
+            facts |= facts_of_flags(os_file_flags(fd));
+        }
+        store_relaxed(&entry->facts, facts);
+        store_relaxed(&entry->serial, serial);
+        store_relaxed(&entry->transfers, 0);
+    }
+    *out = entry;
+    return 0;
+}
+
+/*
+ * Several threads may do so at once, and one fact of them may get lost: it is
+ * learned again.
+ */
+void io_fd_learn(IoFd *entry, uint32_t fact)
+{
+    store_relaxed(&entry->facts, load_relaxed(&entry->facts) | fact);
+}
+
+/* --- the end of a descriptor ----------------------------------------------*/
+
+static void lock_both(IoFd *entry)
+{
+    os_mutex_lock(&entry->sides[IO_READ].lock);
+    os_mutex_lock(&entry->sides[IO_WRITE].lock);
+}
+
+static void unlock_both(IoFd *entry)
+{
+    os_mutex_unlock(&entry->sides[IO_WRITE].lock);
+    os_mutex_unlock(&entry->sides[IO_READ].lock);
+}
+
+/* All that was begun on the number before is over: with both locks. */
+static void begin_generation(IoFd *entry, uint32_t facts, List *ended)
+{
+    entry->generation++;
+    store_relaxed(&entry->facts, facts);
+    for (int d = 0; d < 2; d++) {
+        io_turn_end_all_locked(&entry->sides[d], -ECANCELED, ended);
+        store_relaxed(&entry->sides[d].held, 0);
+    }
+}
+
+void io_fd_opened(int fd, OsFileKind kind)
+{
+    IoFd *entry = io_fd_find(fd);
+    List ended;
+    bool waited;
+
+    if (!entry) {
+        return;
+    }
+    list_init(&ended);
+    lock_both(entry);
+    waited = entry->sides[IO_READ].held || entry->sides[IO_WRITE].held;
+    begin_generation(entry, IO_KIND(kind), &ended);
+    unlock_both(entry);
+    io_turn_wake_all(&ended);
+    if (waited) {
+        fd_cancel_all(fd, -ECANCELED); /* it was closed under them */
+    }
+}
+
+/* Wait until no worker works on the descriptor any more; nobody can begin. */
+static void coroutine_fn await_workers(IoFd *entry)
+{
+    IoSide *side = &entry->sides[IO_READ];
+    bool home = io_has_home();
+    CoWait wait;
+    uint32_t running;
+
+    if (home) {
+        co_wait_init(&wait, "co_close", entry, NULL);
+    }
+    os_mutex_lock(&side->lock);
+    running = load_relaxed(&entry->running);
+    if (running > 0) {
+        entry->closer = home ? &wait : NULL;
+        entry->blocked = !home;
+    }
+    os_mutex_unlock(&side->lock);
+    if (home && running > 0) {
+        co_wait_park(&wait, -1);
+    }
+    while (!home && (running = load_acquire(&entry->running)) > 0) {
+        os_futex_wait(&entry->running, running, -1);
+    }
+}
+
+int io_fd_retire(IoFd *entry, int fd, uint32_t *kind)
+{
+    List ended;
+
+    list_init(&ended);
+    lock_both(entry);
+    if (entry->closing) {
+        unlock_both(entry);
+        return -EBADF;
+    }
+    entry->closing = true;
+    *kind = io_fd_kind(entry);
+    begin_generation(entry, 0, &ended); /* INVARIANTS 1 */
+    io_jobs_cancel_locked(entry);
+    if (load_relaxed(&entry->running) > 0 &&
+        *kind == IO_KIND(OS_FILE_SOCKET)) {
+        os_shutdown(fd); /* a connect(2), which can take minutes */
+    }
+    unlock_both(entry);
+    io_turn_wake_all(&ended);
+    fd_cancel_all(fd, -ECANCELED);
+    await_workers(entry);
+    lock_both(entry);
+    entry->closing = false;
+    unlock_both(entry);
+    return 0;
+}

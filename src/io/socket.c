@@ -1,0 +1,279 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Sockets: MSG_DONTWAIT makes a call on a blocking socket not block, and
+ * MSG_NOSIGNAL keeps SIGPIPE away; so O_NONBLOCK does not matter.
+ *
+ * There is no such flag for accept(2) and connect(2).  On a blocking listening
+ * socket a connection is taken when there is one; if it is taken away by
+ * another process between the two, the thread blocks until the next one comes
+ * (a socket that several processes accept from should be nonblocking, for us
+ * as for anybody).  A blocking socket is connected in a worker.
+ */
+#include "io/io_int.h"
+
+#include "os/event.h"
+
+#include <errno.h>
+
+typedef struct SocketCall {
+    IoCall call;              /* first */
+    char *buf;
+    size_t count;
+    size_t done;              /* MSG_WAITALL: of count */
+    int flags;
+    struct msghdr *msg;
+    struct sockaddr *addr;    /* accept */
+    socklen_t *addrlen;
+    const struct sockaddr *peer;
+    socklen_t peerlen;
+    bool connecting;          /* connect(2) has begun */
+} SocketCall;
+
+static SocketCall *socket_call(IoCall *call)
+{
+    return container_of(call, SocketCall, call);
+}
+
+/* What to wait for before the next try to receive. */
+static short events_for(int flags)
+{
+    /* The queue of errors is reported by POLLERR, which is always waited for;
+     * POLLIN would be true while there is data. */
+    return flags & MSG_ERRQUEUE ? POLLPRI : POLLIN;
+}
+
+/* --- transfers ------------------------------------------------------------*/
+
+static ssize_t try_recv(IoCall *call)
+{
+    SocketCall *s = socket_call(call);
+
+    return os_recv_nowait(call->fd, s->buf, s->count, s->flags);
+}
+
+/* The whole of it, until the stream ends. */
+static ssize_t try_recv_all(IoCall *call)
+{
+    SocketCall *s = socket_call(call);
+    ssize_t n;
+
+    while (s->done < s->count) {
+        n = os_recv_nowait(call->fd, s->buf + s->done, s->count - s->done,
+                           s->flags);
+        if (n == -EAGAIN || n == -EINTR) {
+            return n;
+        }
+        if (n <= 0) {
+            return s->done ? (ssize_t)s->done : n;
+        }
+        s->done += (size_t)n;
+        call->progress = true;
+    }
+    return (ssize_t)s->done;
+}
+
+static ssize_t try_send(IoCall *call)
+{
+    SocketCall *s = socket_call(call);
+
+    return os_send_nowait(call->fd, s->buf, s->count, s->flags);
+}
+
+static ssize_t try_recvmsg(IoCall *call)
+{
+    SocketCall *s = socket_call(call);
+
+    return os_recvmsg_nowait(call->fd, s->msg, s->flags);
+}
+
+static ssize_t try_sendmsg(IoCall *call)
+{
+    SocketCall *s = socket_call(call);
+
+    return os_sendmsg_nowait(call->fd, s->msg, s->flags);
+}
+
+/* MSG_WAITALL of a stream: what has come is kept if the rest does not. */
+static NOINLINE ssize_t coroutine_fn recv_all(SocketCall *s)
+{
+    ssize_t result;
+
+    s->call.attempt = try_recv_all;
+    result = io_transfer(&s->call);
+    return result < 0 && s->done ? (ssize_t)s->done : result;
+}
+
+ssize_t co_recv(int fd, void *buf, size_t count, int flags)
+{
+    SocketCall s = {
+        .call = {"co_recv", fd, IO_READ, events_for(flags), false, try_recv,
+                 NULL},
+        .buf = buf,
+        .count = count,
+        .flags = flags,
+    };
+
+    io_begin("co_recv", fd);
+    if ((flags & (MSG_WAITALL | MSG_PEEK | MSG_ERRQUEUE)) == MSG_WAITALL &&
+        os_socket_type(fd) == SOCK_STREAM) {
+        return recv_all(&s);
+    }
+    return io_transfer(&s.call);
+}
+
+ssize_t co_send(int fd, const void *buf, size_t count, int flags)
+{
+    SocketCall s = {
+        .call = {"co_send", fd, IO_WRITE, POLLOUT, false, try_send, NULL},
+        .buf = (char *)buf,
+        .count = count,
+        .flags = flags,
+    };
+
+    io_begin("co_send", fd);
+    return io_transfer(&s.call);
+}
+
+ssize_t co_recvmsg(int fd, struct msghdr *msg, int flags)
+{
+    SocketCall s = {
+        .call = {"co_recvmsg", fd, IO_READ, events_for(flags), false,
+                 try_recvmsg, NULL},
+        .msg = msg,
+        .flags = flags,
+    };
+
+    io_begin("co_recvmsg", fd);
+    return io_transfer(&s.call);
+}
+
+ssize_t co_sendmsg(int fd, const struct msghdr *msg, int flags)
+{
+    SocketCall s = {
+        .call = {"co_sendmsg", fd, IO_WRITE, POLLOUT, false, try_sendmsg,
+                 NULL},
+        .msg = (struct msghdr *)msg,
+        .flags = flags,
+    };
+
+    io_begin("co_sendmsg", fd);
+    return io_transfer(&s.call);
+}
+
+ssize_t io_socket_transfer(const IoTransfer *transfer)
+{
+    bool reads = transfer->direction == IO_READ;
+    SocketCall s = {
+        .call = {transfer->what, transfer->fd, transfer->direction,
+                 reads ? POLLIN : POLLOUT, false, reads ? try_recv : try_send,
+                 NULL},
+        .buf = transfer->iov->iov_base,
+        .count = transfer->iov->iov_len,
+    };
+
+    /* recv(2) of nothing would wait for something. */
+    if (reads && s.count == 0) {
+        return 0;
+    }
+    return io_transfer(&s.call);
+}
+
+/* --- accept ---------------------------------------------------------------*/
+
+static ssize_t try_accept(IoCall *call)
+{
+    SocketCall *s = socket_call(call);
+    struct pollfd pollfd = {.fd = call->fd, .events = POLLIN};
+    int ready;
+
+    if (!os_file_nonblocking(call->fd)) {
+        ready = os_poll(&pollfd, 1, 0);
+        if (ready <= 0) {
+            return ready < 0 ? ready : -EAGAIN;
+        }
+    }
+    return os_accept(call->fd, s->addr, s->addrlen, s->flags);
+}
+
+int co_accept(int fd, struct sockaddr *addr, socklen_t *addrlen, int flags)
+{
+    SocketCall s = {
+        .call = {"co_accept", fd, IO_READ, POLLIN, false, try_accept, NULL},
+        .addr = addr,
+        .addrlen = addrlen,
+        .flags = flags,
+    };
+    int result;
+
+    io_begin("co_accept", fd);
+    result = (int)io_transfer(&s.call);
+    if (result >= 0) {
+        io_fd_opened(result, OS_FILE_SOCKET);
+    }
+    return result;
+}
+
+/* --- connect --------------------------------------------------------------*/
+
+/* The socket has begun to connect: how far is it? */
+static ssize_t connect_state(int fd)
+{
+    struct pollfd pollfd = {.fd = fd, .events = POLLOUT};
+    int ready = os_poll(&pollfd, 1, 0);
+
+    if (ready <= 0) {
+        return ready < 0 ? ready : -EAGAIN;
+    }
+    return os_socket_error(fd);
+}
+
+static ssize_t try_connect(IoCall *call)
+{
+    SocketCall *s = socket_call(call);
+    ssize_t result;
+
+    if (s->connecting) {
+        return connect_state(call->fd);
+    }
+    if (!os_file_nonblocking(call->fd)) {
+        return IO_NEEDS_WORKER;
+    }
+    result = os_connect(call->fd, s->peer, s->peerlen);
+    /*
+     * EAGAIN is that of a UNIX socket whose peer's queue is full: there is
+     * nothing begun, and nothing to wait for but a while.
+     */
+    if (result == -EINPROGRESS || result == -EINTR) {
+        s->connecting = true;
+        return -EAGAIN;
+    }
+    return result;
+}
+
+/* In a worker.  Interrupted, the connection is made all the same. */
+static ssize_t block_connect(IoCall *call)
+{
+    SocketCall *s = socket_call(call);
+    struct pollfd pollfd = {.fd = call->fd, .events = POLLOUT};
+    ssize_t result = os_connect(call->fd, s->peer, s->peerlen);
+
+    if (result != -EINTR) {
+        return result;
+    }
+    while (os_poll(&pollfd, 1, -1) == -EINTR) {
+    }
+    return os_socket_error(call->fd);
+}
+
+int co_connect(int fd, const struct sockaddr *addr, socklen_t addrlen)
+{
+    SocketCall s = {
+        .call = {"co_connect", fd, IO_WRITE, POLLOUT, false, try_connect,
+                 block_connect},
+        .peer = addr,
+        .peerlen = addrlen,
+    };
+
+    io_begin("co_connect", fd);
+    return (int)io_transfer(&s.call);
+}
