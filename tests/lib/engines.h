@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef COAIO_TESTS_ENGINES_H
+#define COAIO_TESTS_ENGINES_H
+
+/*
+ * Cases that run once on each engine: in the body, `engine` is its name.
+ *
+ *     ON_EACH_ENGINE(something_holds)
+ *     {
+ *         AioContext *ctx = context_on(engine);
+ *         ...
+ *     }
+ */
+
+#include "harness.h"
+
+#include <coaio/context.h>
+
+#define ON_EACH_ENGINE(name)                                                  \
+    static void name(const char *engine);                                     \
+    TEST(name##_on_epoll)                                                     \
+    {                                                                         \
+        name("epoll");                                                        \
+    }                                                                         \
+    TEST(name##_on_poll)                                                      \
+    {                                                                         \
+        name("poll");                                                         \
+    }                                                                         \
+    static void name(const char *engine)
+
+static inline AioContext *context_on(const char *engine)
+{
+    AioContextOptions options = {
+        .size = sizeof(options),
+        .name = "here",
+        .engine = engine,
+    };
+    AioContext *ctx;
+
+    CHECK_EQ(aio_context_new(&ctx, &options), 0);
+    if (engine) {
+        CHECK_STR(aio_context_engine(ctx), engine);
+    }
+    return ctx;
+}
+
+#endif
