@@ -50,7 +50,7 @@ static void context_free(AioContext *ctx)
     os_free(ctx);
 }
 
-static void reap(void)
+void context_reap(void)
 {
     Fifo dead = { NULL, NULL };
     FifoNode *node;
@@ -112,7 +112,7 @@ void context_leave_pass(AioContext *ctx)
 {
     if (--ctx->depth == 0 && unlikely(load_relaxed(&ctx->closed))) {
         unbind(os_thread());
-        reap();
+        context_reap();
     }
 }
 
@@ -146,7 +146,7 @@ void aio_context_unref(AioContext *ctx)
     os_check_fork("aio_context_unref");
     context_release_population(ctx);
     drop_handle(ctx);
-    reap();
+    context_reap();
 }
 
 /* For coroutine/: one that starts here wants the context to stay. */
@@ -208,7 +208,7 @@ static void thread_exit(OsThread *thread)
     if (thread->context) {
         unbind(thread);
     }
-    reap();
+    context_reap();
 }
 
 static void setup_once(void)
@@ -247,7 +247,7 @@ int aio_context_new(AioContext **out, const AioContextOptions *options)
         return -EINVAL;
     }
     setup_once();
-    reap();
+    context_reap();
     ctx = os_alloc(sizeof(*ctx));
     if (!ctx) {
         return -ENOMEM;
@@ -326,7 +326,7 @@ AioContext *aio_context_current(void)
 
     if (thread->context && unlikely(load_acquire(&thread->context->closed))) {
         unbind(thread);
-        reap();
+        context_reap();
     }
     return thread->context;
 }

@@ -81,6 +81,10 @@ struct AioContext {
 void context_pin(AioContext *ctx);
 void context_unpin(AioContext *ctx);
 
+/* Free the contexts that nobody pins any more: for threads that may have been
+ * the last to unpin.  Not in signal handlers. */
+void context_reap(void);
+
 /* Whether the calling thread is the home thread. */
 static inline bool context_is_home(const AioContext *ctx,
                                    const OsThread *thread)

@@ -358,6 +358,7 @@ static void request_arming(AioContext *ctx, AioTimer *timer,
         unlock_and_post(ctx);
     }
     context_unpin(ctx);
+    context_reap();
 }
 
 static void await_deletion(AioContext *ctx, Deletion *deletion)
@@ -391,6 +392,7 @@ static void request_deletion(AioContext *ctx, AioTimer *timer,
         await_deletion(ctx, &deletion);
     }
     context_unpin(ctx);
+    context_reap();
 }
 
 /* On the home thread: forget what another thread had asked for. */

@@ -61,6 +61,7 @@ static void complete(WorkerJob *job, int result)
     job->result = result;
     context_post(ctx, &job->post);
     context_unpin(ctx);
+    context_reap(); /* the owner may have finished before we got here */
 }
 
 static WorkerJob *take_job_locked(void)
@@ -209,6 +210,9 @@ void worker_set_idle_ns(int64_t idle_ns)
 {
     os_mutex_lock(&pool.lock);
     pool.idle_ns = idle_ns;
+    if (pool.ready) {
+        os_cond_broadcast(&pool.has_work);
+    }
     os_mutex_unlock(&pool.lock);
 }
 #endif

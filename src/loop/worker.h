@@ -46,7 +46,7 @@ bool worker_cancel(WorkerJob *job);
 /* For tests. */
 unsigned worker_thread_count(void);
 #ifdef COAIO_TESTING
-/* How long a thread that begins to wait for a job from now on does so. */
+/* How long from now on a thread waits for a job. */
 void worker_set_idle_ns(int64_t idle_ns);
 #endif
 
