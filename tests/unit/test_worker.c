@@ -1,0 +1,418 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The worker pool: a hundred jobs, order, cancellation before, during and
+ * after, the limit of threads and their end, failure to start one, jobs of
+ * several contexts and of one that has stopped.
+ */
+#include "loopthread.h"
+
+#include "base/atomic.h"
+#include "loop/context.h"
+#include "loop/worker.h"
+#include "os/fault.h"
+
+#include <coaio/coroutine.h>
+#include <coaio/iothread.h>
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+
+#define MANY 100
+
+static AioContext *ctx;
+
+static void open_context(void)
+{
+    CHECK_EQ(aio_context_new(&ctx, NULL), 0);
+    aio_context_attach(ctx);
+}
+
+/* A worker lets go of a context a little after its job is done: wait until
+ * all have ended. */
+static void end_workers(void)
+{
+    worker_set_idle_ns(0);
+    while (worker_thread_count() > 0) {
+        sched_yield();
+    }
+}
+
+static void close_context(void)
+{
+    aio_context_unref(ctx);
+    end_workers();
+}
+
+typedef struct Job {
+    WorkerJob job;
+    int id;
+    unsigned ran;    /* atomic; calls of fn */
+    unsigned done;   /* calls of done */
+    int result;
+    sem_t began;
+    sem_t go_on;
+    bool gated;
+    unsigned order;  /* atomic; of beginning */
+} Job;
+
+static unsigned begun; /* atomic */
+static unsigned done_n;
+
+static int job_fn(void *opaque)
+{
+    Job *job = opaque;
+
+    job->order = fetch_add_acq_rel(&begun, 1u);
+    fetch_add_acq_rel(&job->ran, 1u);
+    gate_open(&job->began);
+    if (job->gated) {
+        gate_pass(&job->go_on);
+    }
+    return job->id;
+}
+
+static void job_done(WorkerJob *worker_job)
+{
+    Job *job = (Job *)worker_job;
+
+    CHECK(!in_coroutine());
+    CHECK_EQ(aio_context_current(), job->job.ctx);
+    job->done++;
+    job->result = worker_job->result;
+    done_n++;
+}
+
+static void job_init(Job *job, int id)
+{
+    memset(job, 0, sizeof(*job));
+    job->id = id;
+    job->job.fn = job_fn;
+    job->job.arg = job;
+    job->job.done = job_done;
+    gate_init(&job->began);
+    gate_init(&job->go_on);
+}
+
+static void await_done(unsigned n)
+{
+    while (done_n < n) {
+        aio_poll(ctx, true);
+    }
+    CHECK_EQ(done_n, n);
+}
+
+/* Occupy a thread each, so that what follows must queue. */
+static void occupy(Job *jobs, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++) {
+        job_init(&jobs[i], -1);
+        jobs[i].gated = true;
+        CHECK_EQ(worker_submit(&jobs[i].job), 0);
+        gate_pass(&jobs[i].began);
+    }
+}
+
+static void release(Job *jobs, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++) {
+        gate_open(&jobs[i].go_on);
+    }
+}
+
+TEST(a_hundred_jobs_run_once_each)
+{
+    static Job jobs[MANY];
+
+    open_context();
+    for (int i = 0; i < MANY; i++) {
+        job_init(&jobs[i], i);
+        CHECK_EQ(worker_submit(&jobs[i].job), 0);
+    }
+    await_done(MANY);
+    for (int i = 0; i < MANY; i++) {
+        CHECK_EQ(jobs[i].ran, 1);
+        CHECK_EQ(jobs[i].done, 1);
+        CHECK_EQ(jobs[i].result, i);
+    }
+    CHECK(worker_thread_count() <= WORKER_MAX);
+    close_context();
+}
+
+TEST(there_is_a_limit_of_threads_and_the_rest_queues)
+{
+    static Job busy[WORKER_MAX], queued[8];
+
+    open_context();
+    occupy(busy, WORKER_MAX);
+    CHECK_EQ(worker_thread_count(), WORKER_MAX);
+    for (int i = 0; i < 8; i++) {
+        job_init(&queued[i], i);
+        CHECK_EQ(worker_submit(&queued[i].job), 0);
+    }
+    CHECK_EQ(worker_thread_count(), WORKER_MAX);
+    CHECK_EQ(load_acquire(&begun), WORKER_MAX);
+    release(busy, WORKER_MAX);
+    await_done(WORKER_MAX + 8);
+    close_context();
+}
+
+TEST(jobs_begin_in_the_order_of_submission)
+{
+    static Job busy[WORKER_MAX], queued[MANY];
+
+    open_context();
+    occupy(busy, WORKER_MAX);
+    for (int i = 0; i < MANY; i++) {
+        job_init(&queued[i], i);
+        CHECK_EQ(worker_submit(&queued[i].job), 0);
+    }
+    release(busy, 1); /* one thread does all of them */
+    await_done(MANY + 1);
+    for (unsigned i = 0; i < MANY; i++) {
+        CHECK_EQ(queued[i].order, WORKER_MAX + i);
+    }
+    release(busy + 1, WORKER_MAX - 1);
+    await_done(MANY + WORKER_MAX);
+    close_context();
+}
+
+TEST(an_idle_thread_takes_the_next_job)
+{
+    Job job;
+
+    open_context();
+    for (unsigned i = 1; i <= 50; i++) {
+        job_init(&job, 0);
+        CHECK_EQ(worker_submit(&job.job), 0);
+        await_done(i);
+    }
+    /* The first may not yet have come to rest when the second came. */
+    CHECK(worker_thread_count() <= 3);
+    close_context();
+}
+
+TEST(a_queued_job_can_be_cancelled)
+{
+    static Job busy[WORKER_MAX], queued[MANY];
+
+    open_context();
+    occupy(busy, WORKER_MAX);
+    for (int i = 0; i < MANY; i++) {
+        job_init(&queued[i], i);
+        CHECK_EQ(worker_submit(&queued[i].job), 0);
+    }
+    for (int i = 0; i < MANY; i += 2) {
+        CHECK(worker_cancel(&queued[i].job));
+        CHECK(!worker_cancel(&queued[i].job));
+        CHECK_EQ(queued[i].done, 0); /* soon, but not in the call */
+    }
+    await_done(MANY / 2);
+    release(busy, WORKER_MAX);
+    await_done(MANY + WORKER_MAX);
+    for (int i = 0; i < MANY; i++) {
+        CHECK_EQ(queued[i].done, 1);
+        CHECK_EQ(queued[i].ran, i % 2);
+        CHECK_EQ(queued[i].result, i % 2 ? i : -ECANCELED);
+    }
+    close_context();
+}
+
+TEST(a_running_job_cannot_be_cancelled)
+{
+    Job job;
+
+    open_context();
+    occupy(&job, 1);
+    CHECK(!worker_cancel(&job.job));
+    release(&job, 1);
+    await_done(1);
+    CHECK_EQ(job.result, -1);
+    CHECK_EQ(job.done, 1);
+    close_context();
+}
+
+TEST(a_job_may_race_with_its_cancellation)
+{
+    unsigned cancelled = 0;
+    Job job;
+
+    open_context();
+    for (unsigned i = 1; i <= harness_load(2000); i++) {
+        bool in_time;
+
+        job_init(&job, 1);
+        CHECK_EQ(worker_submit(&job.job), 0);
+        in_time = worker_cancel(&job.job);
+        cancelled += in_time;
+        await_done(i);
+        CHECK_EQ(job.result, in_time ? -ECANCELED : 1);
+        CHECK_EQ(job.ran, !in_time);
+    }
+    (void)cancelled; /* either is fine */
+    close_context();
+}
+
+/* --- starting threads -----------------------------------------------------*/
+
+TEST(without_a_thread_a_job_is_refused)
+{
+    Job job;
+
+    open_context();
+    job_init(&job, 1);
+    os_fault_arm(1, EAGAIN, "thread");
+    CHECK_EQ(worker_submit(&job.job), -EAGAIN);
+    CHECK(os_fault_fired());
+    CHECK_EQ(worker_thread_count(), 0);
+    os_fault_arm(1, ENOMEM, "alloc");
+    CHECK_EQ(worker_submit(&job.job), -EAGAIN);
+    CHECK(os_fault_fired());
+    CHECK(!aio_poll(ctx, false));
+    CHECK_EQ(job.done, 0);
+
+    CHECK_EQ(worker_submit(&job.job), 0);
+    await_done(1);
+    CHECK_EQ(job.result, 1);
+    close_context(); /* no pin was left */
+}
+
+TEST(with_some_thread_a_job_waits_for_it)
+{
+    Job busy, job;
+
+    open_context();
+    occupy(&busy, 1);
+    job_init(&job, 1);
+    os_fault_arm(1, EAGAIN, "thread");
+    CHECK_EQ(worker_submit(&job.job), 0);
+    CHECK(os_fault_fired());
+    CHECK_EQ(worker_thread_count(), 1);
+    release(&busy, 1);
+    await_done(2);
+    CHECK_EQ(job.result, 1);
+    close_context();
+}
+
+TEST(idle_threads_end_and_others_start)
+{
+    Job busy[3], job;
+
+    open_context();
+    worker_set_idle_ns(0);
+    occupy(busy, 3);
+    CHECK_EQ(worker_thread_count(), 3);
+    release(busy, 3);
+    await_done(3);
+    end_workers();
+    job_init(&job, 1);
+    CHECK_EQ(worker_submit(&job.job), 0);
+    await_done(4);
+    CHECK_EQ(job.result, 1);
+    close_context();
+}
+
+static int blocked_signals(void *opaque)
+{
+    sigset_t set;
+
+    (void)opaque;
+    CHECK_EQ(pthread_sigmask(SIG_BLOCK, NULL, &set), 0);
+    return sigismember(&set, SIGTERM) && sigismember(&set, SIGUSR1) &&
+           sigismember(&set, SIGALRM);
+}
+
+TEST(the_threads_block_signals_and_have_no_context)
+{
+    Job job;
+
+    open_context();
+    job_init(&job, 0);
+    job.job.fn = blocked_signals;
+    CHECK_EQ(worker_submit(&job.job), 0);
+    await_done(1);
+    CHECK_EQ(job.result, 1);
+    close_context();
+}
+
+/* --- several contexts -----------------------------------------------------*/
+
+typedef struct Batch {
+    Job jobs[MANY];
+    sem_t all_done;
+    unsigned left;
+} Batch;
+
+static void batch_done(WorkerJob *worker_job)
+{
+    Job *job = (Job *)worker_job;
+    Batch *batch = container_of(job - job->id, Batch, jobs[0]);
+
+    CHECK_EQ(aio_context_current(), worker_job->ctx);
+    CHECK_EQ(worker_job->result, job->id);
+    if (--batch->left == 0) {
+        gate_open(&batch->all_done);
+    }
+}
+
+static void batch_submit(void *opaque)
+{
+    Batch *batch = opaque;
+
+    batch->left = MANY;
+    for (int i = 0; i < MANY; i++) {
+        job_init(&batch->jobs[i], i);
+        batch->jobs[i].job.done = batch_done;
+        CHECK_EQ(worker_submit(&batch->jobs[i].job), 0);
+    }
+}
+
+TEST(each_context_gets_its_own_jobs_back)
+{
+    static Batch batches[3];
+    LoopThread loops[3];
+
+    for (int i = 0; i < 3; i++) {
+        loop_thread_start(&loops[i], "loop");
+        gate_init(&batches[i].all_done);
+        loop_call(loops[i].ctx, batch_submit, &batches[i]);
+    }
+    for (int i = 0; i < 3; i++) {
+        gate_pass(&batches[i].all_done);
+        loop_thread_stop(&loops[i]);
+    }
+    end_workers();
+}
+
+static Job orphan;
+
+static void submit_orphan(void *opaque)
+{
+    (void)opaque;
+    CHECK_EQ(worker_submit(&orphan.job), 0);
+}
+
+TEST(a_job_of_a_stopped_context_is_never_done)
+{
+    AioContext *stopped;
+    IOThread *iothread;
+
+    open_context();
+    worker_set_idle_ns(0);
+    CHECK_EQ(iothread_new(&iothread, "stops", NULL), 0);
+    stopped = aio_context_ref(iothread_context(iothread));
+    job_init(&orphan, 1);
+    orphan.gated = true;
+    loop_call(stopped, submit_orphan, NULL);
+    gate_pass(&orphan.began);
+    CHECK_EQ(iothread_stop(iothread), 0);
+    iothread_unref(iothread);
+    aio_context_unref(stopped);
+    /* Only the job's pin keeps it now. */
+    gate_open(&orphan.go_on);
+    end_workers(); /* and with it the context goes */
+    CHECK_EQ(orphan.ran, 1);
+    CHECK_EQ(orphan.done, 0);
+    close_context();
+}
+
+TEST_MAIN()
