@@ -30,6 +30,7 @@
 #include <string.h>
 
 void (*coroutine_hold_home)(CoHome *home);
+void (*coroutine_leave_home)(CoHome *home);
 
 /* --- switching -----------------------------------------------------------*/
 
@@ -175,7 +176,7 @@ void coroutine_count_out(OsThread *thread, Coroutine *co)
     if ((CoHome *)thread->context == co->home) {
         co->home->population--;
     } else {
-        fetch_add_release(&co->home->emigrated, 1L);
+        coroutine_leave_home(co->home);
     }
 }
 

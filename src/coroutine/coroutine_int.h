@@ -125,10 +125,12 @@ void coroutine_count_in(Coroutine *co);
 void coroutine_count_out(OsThread *thread, Coroutine *co);
 
 /*
- * Called before a coroutine counts in while home->held is 0; set by the loop
- * before any home exists.
+ * Set by the loop before any home exists.  hold is called before a coroutine
+ * counts in while home->held is 0; leave when one counts out on a thread that
+ * is not the home's, to count it in emigrated: home may be gone afterwards.
  */
 extern void (*coroutine_hold_home)(CoHome *home);
+extern void (*coroutine_leave_home)(CoHome *home);
 
 /*
  * Call fn for every coroutine that is not free, of all threads.  The answer

@@ -240,6 +240,8 @@ size_t bh_check_none_left(AioContext *ctx)
     FifoNode *node;
     size_t left = 0;
 
+    /* A waker may still be in wake_sweep_stopped(). */
+    os_mutex_lock(&ctx->lock);
     post_take_all(&ctx->posted, &ctx->ready);
     post_take_all(&ctx->idle, &ctx->ready);
     while ((node = fifo_take(&ctx->ready))) {
@@ -270,5 +272,6 @@ size_t bh_check_none_left(AioContext *ctx)
                   bh->opaque);
         left++;
     }
+    os_mutex_unlock(&ctx->lock);
     return left;
 }

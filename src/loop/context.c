@@ -14,6 +14,7 @@
  */
 #include "loop/context.h"
 
+#include "loop/wake_int.h"
 #include "os/event.h"
 #include "os/memory.h"
 
@@ -182,6 +183,27 @@ void context_release_population(AioContext *ctx)
     }
 }
 
+/*
+ * For coroutine/: another thread than the home's has taken one away.  Usually
+ * the home thread notices in its next pass.  If it has ended, this may be the
+ * last chance to let go of the context: its users may have done so before.
+ */
+static void leave_home(CoHome *home)
+{
+    AioContext *ctx = container_of(home, AioContext, home);
+
+    context_pin(ctx); /* the reference of the coroutine may go now */
+    fetch_add_acq_rel(&home->emigrated, 1L);
+    /*
+     * [stop/C] Count it out, then look whether the home thread has ended.
+     * Pairs with [stop/A] in context_stop(): either the thread's end sees that
+     * it has left, or we see that the thread has ended.
+     */
+    fence_seq_cst_after_rmw();
+    context_release_population(ctx);
+    context_unpin(ctx);
+}
+
 /* --- making one ----------------------------------------------------------*/
 
 void context_stop(AioContext *ctx)
@@ -191,6 +213,13 @@ void context_stop(AioContext *ctx)
     store_release(&ctx->stopped, 1);
     os_mutex_unlock(&ctx->lock);
     timer_stopped(ctx);
+    /*
+     * [stop/A] Say that nothing runs here any more, then look at what was
+     * posted, and at how many coroutines are left (thread_exit()).  Pairs with
+     * [stop/B] in notify_or_sweep() and [stop/C] in leave_home().
+     */
+    fence_seq_cst();
+    wake_sweep_stopped(ctx);
 }
 
 /* A thread ends: its context, if any, stays without a thread. */
@@ -217,6 +246,7 @@ static void setup_once(void)
     if (!setup_done) {
         setup_done = true;
         coroutine_hold_home = hold_home;
+        coroutine_leave_home = leave_home;
         os_thread_on_exit(thread_exit);
     }
     os_mutex_unlock(&setup_lock);

@@ -51,13 +51,14 @@ struct AioContext {
     /* What other threads write to. */
     CACHE_ALIGNED PostList posted;
     PostList idle;           /* idle bottom halves */
-    uint32_t hurry;          /* atomic; 1: an idle one was scheduled after all */
+    uint32_t hurry;          /* atomic; 1: an idle one is urgent after all */
     uint32_t wake;           /* atomic; WAKE_... */
     unsigned long pins;      /* atomic; see REFERENCES */
 
     /* The home thread's. */
     CACHE_ALIGNED Fifo ready; /* of Post.node: taken over, to run in this pass;
-                                 empty between passes */
+                                 empty between passes; when the thread has
+                                 ended, lock's: what will never run */
     unsigned depth;          /* of nested passes */
     uint64_t ran;            /* callbacks and coroutines that made progress */
     unsigned skipped;        /* passes in a row that did not look at fds */

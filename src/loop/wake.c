@@ -56,20 +56,34 @@ static void run_arrived(void *owner, Post *post)
     coroutine_resume_claimed(os_thread(), co);
 }
 
-/* A context whose thread has ended runs nothing any more. */
-static bool stopped(AioContext *ctx)
+/*
+ * After a push to ctx, which is pinned.  A context whose thread has ended runs
+ * nothing any more; then the push was in vain, and is taken back.
+ */
+static inline void notify_or_sweep(AioContext *ctx)
 {
-    if (likely(!load_acquire(&ctx->stopped))) {
-        return false;
+    context_notify_posted(ctx);
+    /*
+     * [stop/B] The push comes before the look at stopped; the full fence in
+     * between is [notify/A].  Pairs with [stop/A] in context_stop(): either
+     * the thread's end finds what was pushed, or we see that it has ended.
+     */
+    if (unlikely(load_acquire(&ctx->stopped))) {
+        wake_sweep_stopped(ctx);
     }
-    fetch_add_relaxed(&ctx->lost_wakeups, (uint64_t)1);
-    return true;
 }
 
 static void post_coroutine(AioContext *ctx, Coroutine *co, PostFunc *run)
 {
     co->post.run = run;
-    context_post(ctx, &co->post);
+    if (context_is_home(ctx, os_thread())) {
+        context_post(ctx, &co->post);
+        return;
+    }
+    context_pin(ctx);
+    post_push(&ctx->posted, &co->post);
+    notify_or_sweep(ctx);
+    context_unpin(ctx);
 }
 
 void wake_claim(Coroutine *co, const char *who)
@@ -91,9 +105,7 @@ void wake_deliver(Coroutine *co)
     AioContext *ctx = home_of(co);
 
     if (!context_is_home(ctx, thread)) {
-        if (!stopped(ctx)) {
-            post_coroutine(ctx, co, run_woken);
-        }
+        post_coroutine(ctx, co, run_woken);
     } else if (thread->current) {
         coroutine_defer_claimed(thread, co);
     } else {
@@ -121,7 +133,6 @@ static void deliver_to(AioContext *ctx, Fifo *chain)
 {
     Fifo rest = { NULL, NULL };
     FifoNode *node;
-    bool dead = load_acquire(&ctx->stopped);
 
     context_pin(ctx);
     while ((node = fifo_take(chain))) {
@@ -129,14 +140,12 @@ static void deliver_to(AioContext *ctx, Fifo *chain)
 
         if (home_of(co) != ctx) {
             fifo_append(&rest, node);
-        } else if (dead) {
-            stopped(ctx);
         } else {
             co->post.run = run_woken;
             post_push(&ctx->posted, &co->post);
         }
     }
-    context_notify_posted(ctx);
+    notify_or_sweep(ctx);
     context_unpin(ctx);
     *chain = rest;
 }
@@ -175,9 +184,6 @@ static void move_and_post(Coroutine *co, AioContext *ctx)
         coroutine_count_out(thread, co);
         co->home = &ctx->home;
     }
-    if (stopped(ctx)) {
-        return;
-    }
     if (co->counted) {
         post_coroutine(ctx, co, run_woken);
     } else {
@@ -190,8 +196,10 @@ static void move_and_post(Coroutine *co, AioContext *ctx)
 static void move_now(Coroutine *co)
 {
     AioContext *target = container_of(co->target, AioContext, home);
+    AioContext *home = home_of(co);
 
-    invariant(context_is_home(home_of(co), os_thread()));
+    invariant(context_is_home(home, os_thread()) ||
+              load_acquire(&home->stopped));
     co->target = NULL;
     move_and_post(co, target);
     aio_context_unref(target); /* held for co->target */
@@ -202,6 +210,48 @@ static void forward(void *owner, Post *post)
 {
     (void)owner;
     move_now(container_of(post, Coroutine, post));
+}
+
+/* Taken out of ctx, which has stopped. */
+static void resolve_late(AioContext *ctx, Post *post)
+{
+    if (post->run == forward) {
+        move_now(container_of(post, Coroutine, post));
+        return;
+    }
+    fetch_add_relaxed(&ctx->lost_wakeups, (uint64_t)1);
+    if (post->run == run_arrived) {
+        aio_context_unref(ctx); /* what it held on its way */
+    }
+}
+
+/* With the lock of ctx: move the coroutines that were posted to late. */
+static void take_late(AioContext *ctx, Fifo *late)
+{
+    Fifo others = { NULL, NULL };
+    FifoNode *node;
+
+    post_take_all(&ctx->posted, &ctx->ready);
+    while ((node = fifo_take(&ctx->ready))) {
+        PostFunc *run = container_of(node, Post, node)->run;
+        bool resumes = run == run_woken || run == run_arrived || run == forward;
+
+        fifo_append(resumes ? late : &others, node);
+    }
+    ctx->ready = others;
+}
+
+void wake_sweep_stopped(AioContext *ctx)
+{
+    Fifo late = { NULL, NULL };
+    FifoNode *node;
+
+    os_mutex_lock(&ctx->lock);
+    take_late(ctx, &late);
+    os_mutex_unlock(&ctx->lock);
+    while ((node = fifo_take(&late))) {
+        resolve_late(ctx, container_of(node, Post, node));
+    }
 }
 
 /* Whether the one who holds the claim can be sure that co's stack is quiet. */

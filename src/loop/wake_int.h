@@ -26,6 +26,13 @@ void wake_deliver(Coroutine *co);
  */
 void wake_deliver_chain(Fifo *chain);
 
+/*
+ * ctx has stopped: deal with the coroutines that were posted to it too late
+ * for its last pass.  Those that were to resume there are counted in
+ * lost_wakeups; those that were to move on do so.  Any thread; ctx is pinned.
+ */
+void wake_sweep_stopped(AioContext *ctx);
+
 /* aio_co_schedule() on behalf of who: resumes on a later pass of ctx. */
 void schedule_as(AioContext *ctx, Coroutine *co, const char *who);
 

@@ -95,7 +95,7 @@ static inline void *loop_thread_main(void *opaque)
 
 static inline void loop_thread_start(LoopThread *loop, const char *name)
 {
-    AioContextOptions options = { .size = sizeof(options), .name = name };
+    AioContextOptions options = {.size = sizeof(options), .name = name};
 
     loop->stop = false;
     gate_init(&loop->ready);
@@ -145,7 +145,7 @@ static inline void loop_call_run(void *opaque)
 /* Call fn(arg) on the thread of ctx, outside coroutines; return afterwards. */
 static inline void loop_call(AioContext *ctx, void (*fn)(void *arg), void *arg)
 {
-    LoopCall call = { .fn = fn, .arg = arg };
+    LoopCall call = {.fn = fn, .arg = arg};
 
     gate_init(&call.done);
     aio_bh_schedule_oneshot_embedded(ctx, &call.storage, loop_call_run, &call);
