@@ -1,0 +1,364 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The switch: what a coroutine holds in registers and on its stack is there
+ * after a yield, and so is what its enterer holds; stacks are aligned; and
+ * unwinding from within a coroutine ends at its entry.
+ *
+ * On x86-64 the registers that a callee must keep are filled and compared in
+ * assembly, on both sides of the switch.  Elsewhere the compiler is left to
+ * use them for locals.
+ */
+#include "harness.h"
+
+#include <coaio/coroutine.h>
+#include <dlfcn.h>
+#include <execinfo.h>
+#include <string.h>
+
+enum {
+    CROWD = 50
+};
+
+static uint64_t next_random(uint64_t *state)
+{
+    *state = *state * UINT64_C(6364136223846793005) + 1442695040888963407u;
+    return *state >> 33;
+}
+
+/* Enter CROWD coroutines in random order until all have ended. */
+static void enter_at_random(CoroutineEntry *entry, void *const opaque[CROWD],
+                            int yields)
+{
+    uint64_t state = harness_seed();
+    Coroutine *co[CROWD];
+    int left[CROWD];
+    int alive = CROWD;
+
+    for (int i = 0; i < CROWD; i++) {
+        co[i] = coroutine_create(entry, opaque[i]);
+        left[i] = yields + 1;
+    }
+    while (alive > 0) {
+        int i = (int)(next_random(&state) % CROWD);
+
+        if (left[i] > 0) {
+            coroutine_enter(co[i]);
+            alive -= --left[i] == 0;
+        }
+    }
+}
+
+/* --- registers, in assembly -----------------------------------------------*/
+
+#if defined(__x86_64__)
+
+/*
+ * Fill every register that a call must keep with numbers made from seed, call
+ * fn(arg), and return whether they are as they were.
+ */
+bool call_keeps_registers(uint64_t seed, void (*fn)(void *arg), void *arg);
+
+/* The stack pointer at the call. */
+uintptr_t stack_at_call(void);
+
+__asm__("    .pushsection .text\n"
+        "    .type call_keeps_registers, @function\n"
+        "call_keeps_registers:\n"
+        "    pushq %rbp\n"
+        "    pushq %rbx\n"
+        "    pushq %r12\n"
+        "    pushq %r13\n"
+        "    pushq %r14\n"
+        "    pushq %r15\n"
+        "    pushq %rdi\n"
+        "    movq %rsi, %rax\n"
+        "    leaq 1(%rdi), %rbx\n"
+        "    leaq 2(%rdi), %rbp\n"
+        "    leaq 3(%rdi), %r12\n"
+        "    leaq 4(%rdi), %r13\n"
+        "    leaq 5(%rdi), %r14\n"
+        "    leaq 6(%rdi), %r15\n"
+        "    movq %rdx, %rdi\n"
+        "    call *%rax\n"
+        "    popq %rdi\n"
+        "    xorl %eax, %eax\n"
+        "    subq %rdi, %rbx\n"
+        "    cmpq $1, %rbx\n"
+        "    jne 1f\n"
+        "    subq %rdi, %rbp\n"
+        "    cmpq $2, %rbp\n"
+        "    jne 1f\n"
+        "    subq %rdi, %r12\n"
+        "    cmpq $3, %r12\n"
+        "    jne 1f\n"
+        "    subq %rdi, %r13\n"
+        "    cmpq $4, %r13\n"
+        "    jne 1f\n"
+        "    subq %rdi, %r14\n"
+        "    cmpq $5, %r14\n"
+        "    jne 1f\n"
+        "    subq %rdi, %r15\n"
+        "    cmpq $6, %r15\n"
+        "    jne 1f\n"
+        "    movl $1, %eax\n"
+        "1:  popq %r15\n"
+        "    popq %r14\n"
+        "    popq %r13\n"
+        "    popq %r12\n"
+        "    popq %rbx\n"
+        "    popq %rbp\n"
+        "    ret\n"
+        "    .size call_keeps_registers, . - call_keeps_registers\n"
+        "    .type stack_at_call, @function\n"
+        "stack_at_call:\n"
+        "    leaq 8(%rsp), %rax\n"
+        "    ret\n"
+        "    .size stack_at_call, . - stack_at_call\n"
+        "    .popsection\n");
+
+static void yield_with_arg(void *arg)
+{
+    (void)arg;
+    coroutine_yield();
+}
+
+static void enter_with_arg(void *arg)
+{
+    coroutine_enter(arg);
+}
+
+static void keep_registers(void *opaque)
+{
+    const uint64_t *seed = opaque;
+
+    for (uint64_t i = 0; i < 20; i++) {
+        CHECK(call_keeps_registers(*seed * 1000 + i, yield_with_arg, NULL));
+    }
+}
+
+TEST(registers_survive_on_both_sides)
+{
+    uint64_t seeds[CROWD];
+    Coroutine *co[CROWD];
+
+    for (int i = 0; i < CROWD; i++) {
+        seeds[i] = UINT64_C(0x9e3779b97f4a7c15) * (unsigned)(i + 1);
+        co[i] = coroutine_create(keep_registers, &seeds[i]);
+    }
+    for (unsigned round = 0; round < 21; round++) {
+        for (unsigned i = 0; i < CROWD; i++) {
+            CHECK(call_keeps_registers(~seeds[i], enter_with_arg, co[i]));
+        }
+    }
+}
+
+static void enter_inner(void *opaque)
+{
+    uint64_t seed = 77;
+    Coroutine *inner = coroutine_create(keep_registers, &seed);
+
+    (void)opaque;
+    for (unsigned i = 0; i < 21; i++) {
+        CHECK(call_keeps_registers((uint64_t)i << 40, enter_with_arg, inner));
+    }
+}
+
+TEST(registers_survive_from_coroutine_to_coroutine)
+{
+    coroutine_enter(coroutine_create(enter_inner, NULL));
+}
+
+static void check_aligned(void *opaque)
+{
+    unsigned *ran = opaque;
+
+    CHECK_EQ(stack_at_call() % 16, 0);
+    coroutine_yield();
+    CHECK_EQ(stack_at_call() % 16, 0);
+    ++*ran;
+}
+
+TEST(stacks_are_aligned)
+{
+    CoroutineOptions options = {.size = sizeof(options)};
+    Coroutine *co[200];
+    unsigned ran = 0;
+
+    for (unsigned i = 0; i < 200; i++) {
+        options.stack_size = (size_t)16384 << (i % 5);
+        CHECK_EQ(coroutine_create_full(&co[i], check_aligned, &ran, &options),
+                 0);
+        coroutine_enter(co[i]);
+    }
+    for (unsigned i = 0; i < 200; i++) {
+        coroutine_enter(co[i]);
+    }
+    CHECK_EQ(ran, 200);
+}
+
+#endif
+
+/* --- locals, left to the compiler -----------------------------------------*/
+
+/* The compiler must have the value in a register here, and forgets it. */
+#define OPAQUE(x) __asm__ volatile("" : "+r"(x))
+
+static void keep_integers(void *opaque)
+{
+    uint64_t s = *(const uint64_t *)opaque;
+    uint64_t a = s, b = s * 3, c = s * 5, d = s * 7, e = s * 11;
+    uint64_t f = s * 13, g = s * 17, h = s * 19;
+
+    for (int i = 0; i < 20; i++) {
+        OPAQUE(a);
+        OPAQUE(b);
+        OPAQUE(c);
+        OPAQUE(d);
+        OPAQUE(e);
+        OPAQUE(f);
+        OPAQUE(g);
+        OPAQUE(h);
+        coroutine_yield();
+        CHECK(a == s && b == s * 3 && c == s * 5 && d == s * 7);
+        CHECK(e == s * 11 && f == s * 13 && g == s * 17 && h == s * 19);
+    }
+}
+
+TEST(integers_survive)
+{
+    uint64_t seeds[CROWD];
+    void *opaque[CROWD];
+
+    for (int i = 0; i < CROWD; i++) {
+        seeds[i] = UINT64_C(0x9e3779b97f4a7c15) * (unsigned)(i + 1);
+        opaque[i] = &seeds[i];
+    }
+    enter_at_random(keep_integers, opaque, 20);
+}
+
+static void keep_floats(void *opaque)
+{
+    double s = *(const double *)opaque;
+    double a = s, b = s / 3, c = s / 7, d = s * s;
+    long double e = (long double)s / 11;
+    float f = (float)s / 13;
+
+    for (int i = 1; i <= 20; i++) {
+        coroutine_yield();
+        CHECK(a == s * i && b == s / 3 && c == s / 7 && d == s * s);
+        CHECK(e == (long double)s / 11 && f == (float)s / 13);
+        a += s;
+    }
+}
+
+TEST(floating_point_numbers_survive)
+{
+    double seeds[CROWD];
+    void *opaque[CROWD];
+
+    for (int i = 0; i < CROWD; i++) {
+        /* A multiple of 1/8 below 2^10: sums and products are exact. */
+        seeds[i] = 1.125 * (i + 1);
+        opaque[i] = &seeds[i];
+    }
+    enter_at_random(keep_floats, opaque, 20);
+}
+
+static void keep_much(void *opaque)
+{
+    unsigned seed = *(unsigned *)opaque;
+    unsigned char much[8192];
+
+    memset(much, (int)seed, sizeof(much));
+    for (unsigned i = 0; i < 20; i++) {
+        coroutine_yield();
+        for (size_t j = 0; j < sizeof(much); j++) {
+            CHECK_EQ(much[j], (unsigned char)(seed + i));
+            much[j]++;
+        }
+    }
+}
+
+TEST(stacks_keep_what_is_on_them)
+{
+    unsigned seeds[CROWD];
+    void *opaque[CROWD];
+
+    for (int i = 0; i < CROWD; i++) {
+        seeds[i] = 5u * (unsigned)i;
+        opaque[i] = &seeds[i];
+    }
+    enter_at_random(keep_much, opaque, 20);
+}
+
+/* --- unwinding ------------------------------------------------------------*/
+
+typedef struct Trace {
+    int depth; /* calls between the entry and the look */
+    int count;
+    void *frames[256];
+} Trace;
+
+static __attribute__((noinline)) void look_below(Trace *trace, int depth)
+{
+    if (depth > 0) {
+        look_below(trace, depth - 1);
+    } else {
+        trace->count = backtrace(trace->frames, 256);
+    }
+    __asm__ volatile("" : : : "memory"); /* no tail call */
+}
+
+static void look(void *opaque)
+{
+    Trace *trace = opaque;
+
+    look_below(trace, trace->depth);
+    coroutine_yield();
+    look_below(trace, trace->depth);
+    __asm__ volatile("" : : : "memory");
+}
+
+static __attribute__((noinline)) void enter_below(Coroutine *co, int depth)
+{
+    if (depth > 0) {
+        enter_below(co, depth - 1);
+    } else {
+        coroutine_enter(co);
+    }
+    __asm__ volatile("" : : : "memory");
+}
+
+/* How many frames a look from a coroutine sees, each of them real. */
+static int frames_of(int depth, int depth_of_enterer)
+{
+    Trace trace = {.depth = depth};
+    Coroutine *co = coroutine_create(look, &trace);
+    int count;
+
+    enter_below(co, depth_of_enterer);
+    count = trace.count;
+    for (int i = 0; i < count; i++) {
+        Dl_info info;
+
+        CHECK(dladdr(trace.frames[i], &info) != 0);
+    }
+    trace.count = 0;
+    enter_below(co, depth_of_enterer + 1);
+    CHECK_EQ(trace.count, count);
+    return count;
+}
+
+/* The enterer is not seen: unwinding ends at the entry. */
+TEST(unwinding_ends_at_the_entry)
+{
+    int count = frames_of(0, 0);
+
+    CHECK(count >= 2);
+    CHECK(count < 12);
+    CHECK_EQ(frames_of(0, 20), count);
+    CHECK_EQ(frames_of(10, 0), count + 10);
+    CHECK_EQ(frames_of(30, 7), count + 30);
+}
+
+TEST_MAIN()
