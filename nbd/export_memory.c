@@ -42,6 +42,57 @@ typedef struct MemoryExport {
     size_t page;
 } MemoryExport;
 
+/*
+ * Clients may have requests in flight that overlap, and then the bytes of the
+ * mapping are written while others read or write them.  What comes of that is
+ * the clients' affair, as on any disk; ThreadSanitizer is told so.
+ */
+#ifdef __has_feature
+#if __has_feature(thread_sanitizer)
+#define BYTES_MAY_RACE 1
+#endif
+#endif
+#ifdef __SANITIZE_THREAD__
+#define BYTES_MAY_RACE 1
+#endif
+
+#ifdef BYTES_MAY_RACE
+void AnnotateIgnoreReadsBegin(const char *file, int line);
+void AnnotateIgnoreReadsEnd(const char *file, int line);
+void AnnotateIgnoreWritesBegin(const char *file, int line);
+void AnnotateIgnoreWritesEnd(const char *file, int line);
+#endif
+
+static void race_begin(void)
+{
+#ifdef BYTES_MAY_RACE
+    AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
+    AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
+#endif
+}
+
+static void race_end(void)
+{
+#ifdef BYTES_MAY_RACE
+    AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
+    AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
+#endif
+}
+
+static void bytes_copy(void *to, const void *from, size_t length)
+{
+    race_begin();
+    memcpy(to, from, length);
+    race_end();
+}
+
+static void bytes_clear(void *to, size_t length)
+{
+    race_begin();
+    memset(to, 0, length);
+    race_end();
+}
+
 static MemoryExport *memory_of(Export *export)
 {
     return (MemoryExport *)export;
@@ -99,7 +150,7 @@ static void copy_out(MemoryExport *m, uint8_t *data, size_t length,
         size_t part = chunk_part(offset, length);
 
         if (chunk_is_used(m, offset >> CHUNK_SHIFT)) {
-            memcpy(data, m->data + offset, part);
+            bytes_copy(data, m->data + offset, part);
         } else {
             memset(data, 0, part);
         }
@@ -117,10 +168,10 @@ static void copy_in(MemoryExport *m, const uint8_t *data, size_t length,
         size_t part = chunk_part(offset, length);
 
         if (data) {
-            memcpy(m->data + offset, data, part);
+            bytes_copy(m->data + offset, data, part);
             data += part;
         } else {
-            memset(m->data + offset, 0, part);
+            bytes_clear(m->data + offset, part);
         }
         chunk_set_used(m, offset >> CHUNK_SHIFT);
         offset += part;
@@ -150,10 +201,10 @@ static void punch(MemoryExport *m, size_t length, uint64_t offset)
             last = to_end ? m->mapped : last;
             if (first < last &&
                 madvise(m->data + first, last - first, MADV_DONTNEED) == 0) {
-                memset(m->data + offset, 0, first - offset);
-                memset(m->data + last, 0, end > last ? end - last : 0);
+                bytes_clear(m->data + offset, first - offset);
+                bytes_clear(m->data + last, end > last ? end - last : 0);
             } else {
-                memset(m->data + offset, 0, part);
+                bytes_clear(m->data + offset, part);
             }
         }
         offset = end;
