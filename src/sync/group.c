@@ -49,7 +49,7 @@ static int forget_error(CoGroup *group)
 
 static void member_ended(CoGroup *group, int result)
 {
-    CoWaiterList woken = { NULL, NULL };
+    Fifo woken = { NULL, NULL };
     Waiter *waiter;
     int error;
 
@@ -62,11 +62,11 @@ static void member_ended(CoGroup *group, int result)
         error = forget_error(group);
         while ((waiter = waiters_take(&group->waiters_))) {
             co_wait_settle(&waiter->wait, error); /* INVARIANTS 2 */
-            waiters_append(&woken, waiter);
+            waiter_claim(waiter, &woken, "the last of a CoGroup");
         }
     }
     brief_unlock(&group->lock_);
-    waiters_wake(&woken, "the last of a CoGroup");
+    waiters_deliver(&woken);
 }
 
 static void coroutine_fn member_entry(void *opaque)
@@ -125,16 +125,16 @@ static void cancel_wait(CoWait *wait, int error)
 {
     CoGroup *group = (CoGroup *)wait->object;
     Waiter *waiter = waiter_of(wait);
-    CoWaiterList woken = { NULL, NULL };
+    Fifo woken = { NULL, NULL };
 
     brief_lock(&group->lock_);
     if (waiter->linked) {
         waiters_remove(&group->waiters_, waiter);
         co_wait_settle(wait, error); /* INVARIANTS 2 */
-        waiters_append(&woken, waiter);
+        waiter_claim(waiter, &woken, "a cancellation");
     }
     brief_unlock(&group->lock_);
-    waiters_wake(&woken, "a cancellation");
+    waiters_deliver(&woken);
 }
 
 int co_group_wait(CoGroup *group)

@@ -37,8 +37,6 @@
  */
 #include "sync/mutex_int.h"
 
-#include "loop/wake_int.h"
-
 #include <string.h>
 
 enum { MUTEX_FREE = 0, MUTEX_HELD = 1 };

@@ -30,8 +30,6 @@
  */
 #include "sync/mutex_int.h"
 
-#include "loop/wake_int.h"
-
 #include <coaio/queue.h>
 
 #include <errno.h>
@@ -142,7 +140,7 @@ typedef struct QueueWake {
     Coroutine *self;      /* the waker, or NULL outside coroutines */
     CoLock lock;          /* outside: the one that the caller holds */
     CoMutex *mutex;       /* whose pushed waiters have been taken over */
-    CoWaiterList ready;   /* to be woken by this call */
+    Fifo ready;           /* claimed, to be delivered by this call */
 } QueueWake;
 
 static COLD NORETURN void misuse_other_lock(const QueueWake *wake,
@@ -214,7 +212,7 @@ static bool wake_waiter(QueueWake *wake, Waiter *base)
     if (waiter->lock.kind == CO_LOCK_MUTEX) {
         move_to_mutex(wake, waiter);
     } else {
-        waiters_append(&wake->ready, base);
+        waiter_claim(base, &wake->ready, wake->who);
     }
     return true;
 }
@@ -258,7 +256,7 @@ bool co_queue_next(CoQueue *queue)
     };
     bool any = collect_first(&wake, queue);
 
-    waiters_wake(&wake.ready, who); /* INVARIANTS 4 */
+    waiters_deliver(&wake.ready); /* INVARIANTS 4 */
     return any;
 }
 
@@ -272,7 +270,7 @@ void co_queue_restart_all(CoQueue *queue)
     };
 
     collect_all(&wake, queue);
-    waiters_wake(&wake.ready, who); /* INVARIANTS 4 */
+    waiters_deliver(&wake.ready); /* INVARIANTS 4 */
 }
 
 /* --- waking from outside coroutines --------------------------------------*/
@@ -310,7 +308,7 @@ static QueueWake enter_begin(CoQueue *queue, CoLock lock, const char *who)
 static void enter_ready(QueueWake *wake)
 {
     release_lock(wake->lock);
-    waiters_wake(&wake->ready, wake->who); /* INVARIANTS 4 */
+    waiters_deliver(&wake->ready); /* INVARIANTS 4 */
     if (wake->lock.kind == CO_LOCK_PTHREAD) {
         os_user_mutex_lock(wake->lock.lock);
     }

@@ -10,7 +10,7 @@
  * works unless a writer queues in between, and then both wait for ever.
  *
  * LIFETIME: the last access of an unlock is that of brief_unlock() (brief.h);
- * the waiters that it granted the lock are in a list of its own by then.
+ * those that it has let in are woken after that.
  *
  * INVARIANTS
  *
@@ -96,7 +96,7 @@ static void disown(CoRwlock *rwlock)
 
 /* Let in, in their order, all who can have the lock now, and put them into
  * granted: a writer, or neighbouring readers. */
-static void grant(CoRwlock *rwlock, CoWaiterList *granted)
+static void grant(CoRwlock *rwlock, Fifo *granted, const char *call)
 {
     Waiter *first;
 
@@ -109,7 +109,7 @@ static void grant(CoRwlock *rwlock, CoWaiterList *granted)
         waiters_remove(&rwlock->waiters_, first);
         own(rwlock, waiter->write, first->wait.co); /* INVARIANTS 4 */
         co_wait_settle(&first->wait, 0);
-        waiters_append(granted, first);
+        waiter_claim(first, granted, call);
     }
 }
 
@@ -169,22 +169,22 @@ void co_rwlock_unlock(CoRwlock *rwlock)
 {
     const char *call = "co_rwlock_unlock";
     Coroutine *self = sync_self(call, "CoRwlock", rwlock);
-    CoWaiterList granted = { NULL, NULL };
+    Fifo granted = { NULL, NULL };
 
     brief_lock(&rwlock->lock_);
     check_owner(call, rwlock, self);
     disown(rwlock);
-    grant(rwlock, &granted);
+    grant(rwlock, &granted, call);
     brief_unlock(&rwlock->lock_);
     self->locks_held--;
-    waiters_wake(&granted, call);
+    waiters_deliver(&granted);
 }
 
 void co_rwlock_downgrade(CoRwlock *rwlock)
 {
     const char *call = "co_rwlock_downgrade";
     Coroutine *self = sync_self(call, "CoRwlock", rwlock);
-    CoWaiterList granted = { NULL, NULL };
+    Fifo granted = { NULL, NULL };
 
     brief_lock(&rwlock->lock_);
     if (unlikely(rwlock->writer_ != self)) {
@@ -192,16 +192,16 @@ void co_rwlock_downgrade(CoRwlock *rwlock)
     }
     disown(rwlock);
     own(rwlock, false, self);
-    grant(rwlock, &granted);
+    grant(rwlock, &granted, call);
     brief_unlock(&rwlock->lock_);
-    waiters_wake(&granted, call);
+    waiters_deliver(&granted);
 }
 
 void co_rwlock_upgrade(CoRwlock *rwlock)
 {
     const char *call = "co_rwlock_upgrade";
     Coroutine *self = sync_self(call, "CoRwlock", rwlock);
-    CoWaiterList granted = { NULL, NULL };
+    Fifo granted = { NULL, NULL };
     RwlockWaiter waiter;
     bool wait;
 
@@ -216,13 +216,13 @@ void co_rwlock_upgrade(CoRwlock *rwlock)
     }
     disown(rwlock);
     if (wait) {
-        grant(rwlock, &granted);
+        grant(rwlock, &granted, call);
     } else {
         own(rwlock, true, self);
     }
     brief_unlock(&rwlock->lock_);
     if (wait) {
-        waiters_wake(&granted, call);
+        waiters_deliver(&granted);
         co_wait_park(&waiter.base.wait, -1);
     }
 }

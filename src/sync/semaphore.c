@@ -35,7 +35,7 @@ void co_semaphore_init(CoSemaphore *semaphore, uint64_t units)
 }
 
 /* Under the brief lock: serve, in order, those for whom there are enough. */
-static void grant(CoSemaphore *semaphore, CoWaiterList *granted)
+static void grant(CoSemaphore *semaphore, Fifo *granted, const char *who)
 {
     Waiter *first;
 
@@ -48,7 +48,7 @@ static void grant(CoSemaphore *semaphore, CoWaiterList *granted)
         semaphore->units_ -= waiter->units;
         waiters_remove(&semaphore->waiters_, first);
         co_wait_settle(&first->wait, 0); /* INVARIANTS 2 */
-        waiters_append(granted, first);
+        waiter_claim(first, granted, who);
     }
 }
 
@@ -66,17 +66,18 @@ static void cancel_acquire(CoWait *wait, int error)
 {
     CoSemaphore *semaphore = (CoSemaphore *)wait->object;
     Waiter *waiter = waiter_of(wait);
-    CoWaiterList woken = { NULL, NULL };
+    const char *who = "a cancellation";
+    Fifo woken = { NULL, NULL };
 
     brief_lock(&semaphore->lock_);
     if (waiter->linked) {
         waiters_remove(&semaphore->waiters_, waiter);
         co_wait_settle(wait, error); /* INVARIANTS 2 */
-        waiters_append(&woken, waiter);
-        grant(semaphore, &woken);
+        waiter_claim(waiter, &woken, who);
+        grant(semaphore, &woken, who);
     }
     brief_unlock(&semaphore->lock_);
-    waiters_wake(&woken, "a cancellation");
+    waiters_deliver(&woken);
 }
 
 int co_semaphore_acquire(CoSemaphore *semaphore, uint64_t units)
@@ -116,14 +117,14 @@ static COLD NORETURN void misuse_overflow(CoSemaphore *semaphore,
 
 void co_semaphore_release(CoSemaphore *semaphore, uint64_t units)
 {
-    CoWaiterList granted = { NULL, NULL };
+    Fifo granted = { NULL, NULL };
 
     brief_lock(&semaphore->lock_);
     if (unlikely(units > UINT64_MAX - semaphore->units_)) {
         misuse_overflow(semaphore, units);
     }
     semaphore->units_ += units;
-    grant(semaphore, &granted);
+    grant(semaphore, &granted, "co_semaphore_release");
     brief_unlock(&semaphore->lock_);
-    waiters_wake(&granted, "co_semaphore_release");
+    waiters_deliver(&granted);
 }

@@ -11,6 +11,7 @@
 #define COAIO_SYNC_WAITER_H
 
 #include "loop/wait.h"
+#include "loop/wake_int.h"
 
 #include <coaio/types.h>
 
@@ -18,7 +19,7 @@ typedef struct Waiter {
     CoWait wait;          /* first */
     struct Waiter *next;  /* in a list, or in that of a CoMutex */
     struct Waiter *prev;  /* valid while linked */
-    bool linked;          /* whether it is in a list */
+    bool linked;          /* whether it is in one; the list's lock */
 } Waiter;
 
 /* The waiter that wait is part of. */
@@ -80,11 +81,24 @@ static inline Waiter *waiters_take(CoWaiterList *list)
 }
 
 /*
- * Wake all in list, whose waits have ended, in order, as who, with at most one
- * notification a context.  list is the caller's own; the waiters are gone when
- * this returns, and so may be whatever they waited for.
+ * For one who has taken waiter off its list and ended its wait: make it part of
+ * a chain to be delivered, as who, when no lock is held any more.  It cannot
+ * run before that; its record is not used again.
  */
-void waiters_wake(CoWaiterList *list, const char *who);
+static inline void waiter_claim(Waiter *waiter, Fifo *chain, const char *who)
+{
+    wake_claim(waiter->wait.co, who);
+    fifo_append(chain, &waiter->wait.co->link);
+}
+
+/* Wake a chain in its order, with at most one notification a context.  What
+ * they waited for may be gone when this returns. */
+static inline void waiters_deliver(Fifo *chain)
+{
+    if (chain->head) {
+        wake_deliver_chain(chain);
+    }
+}
 
 /* The running coroutine; outside one, abort and say that call may not be made
  * there on the object of that kind. */

@@ -8,6 +8,7 @@
 
 #include "loop/wait.h"
 #include "os/fault.h"
+#include "sync/brief.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -533,7 +534,12 @@ static void noisy_writer(void *opaque)
 
 static void *last_waiter(void)
 {
-    return load_acquire(&rwlock.waiters_.tail_);
+    void *last;
+
+    brief_lock(&rwlock.lock_);
+    last = rwlock.waiters_.tail_;
+    brief_unlock(&rwlock.lock_);
+    return last;
 }
 
 static void quiet_reader(void *opaque)

@@ -7,6 +7,7 @@
 
 #include "loop/wait.h"
 #include "os/fault.h"
+#include "sync/brief.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -310,6 +311,16 @@ TEST(freed_by_the_one_that_got_the_last_units)
     loops_stop();
 }
 
+static void *last_waiter(void)
+{
+    void *last;
+
+    brief_lock(&semaphore.lock_);
+    last = semaphore.waiters_.tail_;
+    brief_unlock(&semaphore.lock_);
+    return last;
+}
+
 static void quiet_acquirer(void *opaque)
 {
     CHECK_EQ(co_semaphore_acquire(&semaphore, 1), 0);
@@ -323,10 +334,10 @@ TEST(waking_a_hundred_costs_a_notification_a_context)
 
     loops_start(5);
     for (unsigned i = 0; i < 100; i++) {
-        void *last = load_acquire(&semaphore.waiters_.tail_);
+        void *last = last_waiter();
 
         start(loop(i), quiet_acquirer, loop(i));
-        until(load_acquire(&semaphore.waiters_.tail_) != last);
+        until(last_waiter() != last);
     }
     notifications = os_counter(OS_COUNT_NOTIFICATIONS);
     allocations = os_counter(OS_COUNT_ALLOCATIONS);
