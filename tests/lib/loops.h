@@ -118,6 +118,34 @@ LOOPS_UNUSED static void loops_join(unsigned n)
     jobs_done = 0;
 }
 
+/* A generator of one's own for each coroutine, so that a seed gives the same
+ * numbers whatever the threads do. */
+typedef struct Random {
+    uint64_t state;
+} Random;
+
+LOOPS_UNUSED static Random random_from(uint64_t seed, uint64_t number)
+{
+    Random random = { (seed ^ (number + 1) * 0x9e3779b97f4a7c15u) | 1 };
+
+    return random;
+}
+
+LOOPS_UNUSED static unsigned random_below(Random *random, unsigned limit)
+{
+    random->state ^= random->state << 13;
+    random->state ^= random->state >> 7;
+    random->state ^= random->state << 17;
+    return (unsigned)((random->state >> 32) % limit);
+}
+
+/* Let others of this context run. */
+LOOPS_UNUSED static void step_aside(void)
+{
+    aio_co_schedule(aio_context_current(), coroutine_self());
+    coroutine_yield();
+}
+
 /* Wait for what another thread is about to do. */
 #define until(condition)   \
     do {                   \
