@@ -65,7 +65,9 @@ typedef struct FdRecord {
     List polled_link;     /* in FdTable.polled, if handler.poll is set */
     List always_link;     /* in FdTable.always, if a handler is set on fd, and
                              fd has no readiness */
-    List waits;           /* of FdWait.link */
+    List waits;           /* of FdWait.link: whose events have not come */
+    List due;             /* of FdWait.link: whose have; to be woken one after
+                             the other, and still cancelled meanwhile */
     FdHandler handler;
     int fd;               /* constant */
     uint32_t serial;      /* INVARIANTS 2 */
@@ -180,10 +182,16 @@ static int record_get(FdTable *table, int fd, FdRecord **out)
         }
         rec->fd = fd;
         list_init(&rec->waits);
+        list_init(&rec->due);
         table->records[fd] = rec;
     }
     *out = rec;
     return 0;
+}
+
+static bool has_waits(const FdRecord *rec)
+{
+    return !list_empty(&rec->waits) || !list_empty(&rec->due);
 }
 
 static bool has_handler(const FdRecord *rec)
@@ -313,17 +321,27 @@ bool fd_ready(AioContext *ctx, int fd, uint32_t serial, uint32_t events)
  * Take a wait out of its record and decide its result; the wake follows when
  * the lock is free.  It can be ended by nobody else then.
  */
-static void settle(FdWait *wait, int64_t result, List *ended)
+static void settle(FdWait *wait, int64_t result)
 {
     bool first;
 
     list_remove(&wait->link);
     first = co_wait_claim_end(&wait->wait, result);
     invariant(first); /* see OWNERSHIP */
-    list_append(ended, &wait->link);
 }
 
-/* Wake those that settle() has collected, in order.  Without the lock. */
+/* End all waits in list with error; they are to be woken from ended. */
+static void settle_all(List *list, int error, List *ended)
+{
+    List *link;
+
+    while ((link = list_first(list))) {
+        settle(list_entry(link, FdWait, link), error);
+        list_append(ended, link);
+    }
+}
+
+/* Wake those that were settled, in order.  Without the lock. */
 static void wake_ended(List *ended, const char *who)
 {
     List *link;
@@ -333,23 +351,22 @@ static void wake_ended(List *ended, const char *who)
     }
 }
 
-/* End the waits on rec that events are for, or with an error (below 0) all. */
-static void settle_waits(FdRecord *rec, uint32_t events, int error,
-                         List *ended)
+/* What a wait is to hear of events: those that it asked for, and trouble. */
+static uint32_t matching(const FdWait *wait, uint32_t events)
+{
+    return events & (wait->events | TROUBLE);
+}
+
+/* Move the waits that events are for to those that are due. */
+static void take_due(FdRecord *rec, uint32_t events)
 {
     List *link, *next;
 
     for (link = list_first(&rec->waits); link; link = next) {
-        FdWait *wait = list_entry(link, FdWait, link);
-        uint32_t match = events & (wait->events | TROUBLE);
-
         next = list_next(&rec->waits, link);
-        if (error < 0) {
-            settle(wait, error, ended);
-        } else if (match & POLLNVAL) {
-            settle(wait, -EBADF, ended);
-        } else if (match) {
-            settle(wait, match, ended);
+        if (matching(list_entry(link, FdWait, link), events)) {
+            list_remove(link);
+            list_append(&rec->due, link);
         }
     }
 }
@@ -387,25 +404,46 @@ static void run_handler(FdTable *table, FdRecord *rec)
     }
 }
 
-static void run_waits(FdTable *table, FdRecord *rec)
+/* The report has silenced the descriptor: watch for the waits that are left,
+ * or end them if that fails. */
+static void watch_rest(FdTable *table, FdRecord *rec)
 {
-    uint32_t happened = rec->happened;
     List ended;
     int ret = 0;
 
-    list_init(&ended);
-    rec->happened = 0;
-    settle_waits(rec, happened, 0, &ended);
-    /* The other direction was disarmed, too. */
     if (!list_empty(&rec->waits) && rec->watched == 0) {
         ret = watch_waits(table, rec);
-        if (ret < 0) {
-            settle_waits(rec, 0, ret, &ended);
-        }
     }
-    os_mutex_unlock(&table->lock);
-    wake_ended(&ended, "the event loop");
-    os_mutex_lock(&table->lock);
+    if (ret < 0) {
+        list_init(&ended);
+        settle_all(&rec->waits, ret, &ended);
+        os_mutex_unlock(&table->lock);
+        wake_ended(&ended, "the event loop");
+        os_mutex_lock(&table->lock);
+    }
+}
+
+static void run_waits(FdTable *table, FdRecord *rec)
+{
+    uint32_t happened = rec->happened;
+    List *link;
+
+    rec->happened = 0;
+    take_due(rec, happened);
+    watch_rest(table, rec);
+    /*
+     * One by one: who wakes may close the descriptor, which cancels the rest.
+     * None is added meanwhile, since no other pass runs in a coroutine.
+     */
+    while ((link = list_first(&rec->due))) {
+        FdWait *wait = list_entry(link, FdWait, link);
+
+        settle(wait, happened & POLLNVAL ? -EBADF
+                                         : (int)matching(wait, happened));
+        os_mutex_unlock(&table->lock);
+        co_wait_wake(&wait->wait, "the event loop");
+        os_mutex_lock(&table->lock);
+    }
 }
 
 /* Returns whether there was something to do. */
@@ -521,7 +559,7 @@ static void watch_again(FdTable *table, FdRecord *rec, List *ended)
     if (ret < 0 && has_handler(rec)) {
         closed_under_handler(table, rec);
     } else if (ret < 0) {
-        settle_waits(rec, 0, ret, ended);
+        settle_all(&rec->waits, ret, ended);
     }
 }
 
@@ -552,7 +590,8 @@ static COLD NORETURN void misuse_handler_and_wait(const FdTable *table,
                                                   const FdRecord *rec,
                                                   const char *call)
 {
-    const FdWait *wait = list_entry(list_first(&rec->waits), FdWait, link);
+    List *first = list_first(list_empty(&rec->waits) ? &rec->due : &rec->waits);
+    const FdWait *wait = list_entry(first, FdWait, link);
     CoroutineLabel label, ctx_label;
 
     misuse("%s: fd %d has a handler or is to get one in %s, and %s waits for "
@@ -614,7 +653,7 @@ int aio_set_fd_handler(AioContext *ctx, int fd, AioFdFunc *on_read,
         rec = NULL;
         ret = record_get(table, fd, &rec);
     }
-    if (rec && !list_empty(&rec->waits)) {
+    if (rec && has_waits(rec)) {
         misuse_handler_and_wait(table, rec, "aio_set_fd_handler");
     }
     if (rec) {
@@ -685,7 +724,7 @@ static void fd_wait_cancel(CoWait *wait, int error)
     bool ours;
 
     os_mutex_lock(&table->lock);
-    ours = list_linked(&w->link) && !co_wait_ended(wait);
+    ours = list_linked(&w->link) && !co_wait_ended(wait); /* not settled */
     if (ours) {
         /*
          * The engine goes on watching: at the worst it reports once, to
@@ -774,7 +813,8 @@ static void cancel_in_table(FdTable *table, int fd, int error, List *ended)
         misuse_has_handler(table, fd, "co_close");
     }
     if (rec) {
-        settle_waits(rec, 0, error, ended);
+        settle_all(&rec->due, error, ended);
+        settle_all(&rec->waits, error, ended);
         rec->happened = 0;
         watch(table, rec, 0);
     }

@@ -333,8 +333,10 @@ static void unlock_and_post(AioContext *ctx)
 {
     bool post = !ctx->timers.posted;
 
-    ctx->timers.posted = true;
-    ctx->timers.post.run = requests_posted;
+    if (post) {
+        ctx->timers.posted = true;
+        ctx->timers.post.run = requests_posted;
+    }
     os_mutex_unlock(&ctx->lock);
     if (post) {
         context_post(ctx, &ctx->timers.post);
@@ -428,6 +430,7 @@ void aio_timer_mod_ns(AioTimer *timer, int64_t expiry_ns)
 {
     AioContext *ctx = timer->context_;
 
+    os_check_fork("aio_timer_mod_ns");
     if (unlikely(!context_is_home(ctx, os_thread()))) {
         request_arming(ctx, timer, expiry_ns);
         return;
@@ -444,6 +447,7 @@ void aio_timer_del(AioTimer *timer)
     AioContext *ctx = timer->context_;
     OsThread *thread = os_thread();
 
+    os_check_fork("aio_timer_del");
     if (unlikely(!context_is_home(ctx, thread))) {
         request_deletion(ctx, timer, thread->context);
         return;

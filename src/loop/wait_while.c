@@ -92,6 +92,7 @@ static void check_outside_coroutine(const char *call, AioContext *ctx)
 
 void aio_wait_begin(AioWaiter *waiter, AioContext *ctx)
 {
+    os_check_fork("aio_wait_while");
     check_outside_coroutine("aio_wait_while", ctx);
     waiter->own_ = os_thread()->context;
     waiter->target_ = ctx;
@@ -136,6 +137,7 @@ void aio_wait_end(AioWaiter *waiter)
 
 void aio_wait_kick(void)
 {
+    os_check_fork("aio_wait_kick");
     /*
      * [wait-kick/A] What the caller changed comes before the look for waiters.
      * Pairs with [wait-kick/B] in aio_wait_prepare(): either we see the

@@ -205,6 +205,16 @@ unsigned worker_thread_count(void)
     return n;
 }
 
+unsigned worker_idle_count(void)
+{
+    unsigned n;
+
+    os_mutex_lock(&pool.lock);
+    n = pool.idle;
+    os_mutex_unlock(&pool.lock);
+    return n;
+}
+
 #ifdef COAIO_TESTING
 void worker_set_idle_ns(int64_t idle_ns)
 {

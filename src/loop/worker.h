@@ -45,6 +45,7 @@ bool worker_cancel(WorkerJob *job);
 
 /* For tests. */
 unsigned worker_thread_count(void);
+unsigned worker_idle_count(void);
 #ifdef COAIO_TESTING
 /* How long from now on a thread waits for a job. */
 void worker_set_idle_ns(int64_t idle_ns);

@@ -76,7 +76,7 @@ static int make_set(const AioContext *ctx)
     return epfd;
 }
 
-static int epoll_open(AioContext *ctx)
+static int open_epoll(AioContext *ctx)
 {
     EpollState *state = os_alloc(sizeof(*state));
 
@@ -94,7 +94,7 @@ static int epoll_open(AioContext *ctx)
     return 0;
 }
 
-static void epoll_close(AioContext *ctx)
+static void close_epoll(AioContext *ctx)
 {
     EpollState *state = ctx->poller.state;
 
@@ -102,7 +102,7 @@ static void epoll_close(AioContext *ctx)
     os_free(state);
 }
 
-static int epoll_update(AioContext *ctx, int fd, uint32_t serial, uint32_t old,
+static int update_epoll(AioContext *ctx, int fd, uint32_t serial, uint32_t old,
                         uint32_t events)
 {
     const EpollState *state = ctx->poller.state;
@@ -149,7 +149,7 @@ static void count_stale(AioContext *ctx, EpollState *state, bool saw_stale)
     }
 }
 
-static int epoll_await(AioContext *ctx, int64_t timeout_ns)
+static int await_epoll(AioContext *ctx, int64_t timeout_ns)
 {
     EpollState *state = ctx->poller.state;
     bool saw_stale = false;
@@ -177,7 +177,7 @@ static int epoll_await(AioContext *ctx, int64_t timeout_ns)
     return n < 0 ? n : reported;
 }
 
-static int epoll_descriptor(AioContext *ctx)
+static int describe_epoll(AioContext *ctx)
 {
     const EpollState *state = ctx->poller.state;
 
@@ -186,9 +186,9 @@ static int epoll_descriptor(AioContext *ctx)
 
 const PollerOps poller_epoll = {
     .name = "epoll",
-    .open = epoll_open,
-    .close = epoll_close,
-    .update = epoll_update,
-    .wait = epoll_await,
-    .descriptor = epoll_descriptor,
+    .open = open_epoll,
+    .close = close_epoll,
+    .update = update_epoll,
+    .wait = await_epoll,
+    .descriptor = describe_epoll,
 };

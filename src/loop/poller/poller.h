@@ -37,8 +37,8 @@ typedef struct PollerOps {
      * one.  old is what was asked for before: 0, or the events.  It is a hint:
      * the kernel may have forgotten fd since, when it was closed.
      *
-     * Returns 0 or -errno; -EPERM: fd has no readiness (always ready).  Stopping
-     * always succeeds.
+     * Returns 0 or -errno; -EPERM: fd has no readiness (always ready).
+     * Stopping always succeeds.
      */
     int (*update)(struct AioContext *ctx, int fd, uint32_t serial,
                   uint32_t old, uint32_t events);
