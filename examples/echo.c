@@ -40,7 +40,7 @@ static int coroutine_fn ask(void *opaque)
 
     if (co_connect(fd, opaque, sizeof(address)) == 0) {
         co_send(fd, "hello", 5, 0);
-        co_recv(fd, answer, 5, 0);
+        co_recv(fd, answer, 5, MSG_WAITALL);
     }
     answered += answer[4] == 'o';
     return co_close(fd);
