@@ -1,0 +1,121 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""
+Few system calls: one receive takes in as many requests as have arrived, and
+replies that are ready leave in one send.  Buffers come from a cache.
+
+Calls are counted by the recorder, pages by the kernel; nothing is timed.
+"""
+
+import nbdclient as nbd
+import recorder
+from nbdtest import (KIB, MIB, Skip, case, eq, is_instrumented, main, note,
+                     pattern)
+
+COUNT = 64
+
+
+def counted(box, *exports, talk):
+    """Runs talk(client) with a recorded server; returns the conversation."""
+    shim = box.shim(record=True)
+    server = box.server(*exports, shim=shim, options=["--threads", 1])
+    with nbd.Client(server.address()) as client:
+        client.ready("disk")
+        talk(client)
+        client.disconnect()
+    server.stop()
+    recording = recorder.Recording.load(shim.log_path)
+    conversation, = [c for c in recording.conversations() if c.requests]
+    return conversation
+
+
+def transfers(calls, conversation):
+    """The calls that moved bytes, from the first request on."""
+    start = min(r.received for r in conversation.requests)
+    return [c for c in calls if c.succeeded() and c.result > 0
+            and c.end >= start]
+
+
+def check_batched(conversation, rounds_, receives, sends):
+    """At most that many calls in each of the rounds, on average."""
+    received = len(transfers(conversation.receives, conversation))
+    sent = len(transfers(conversation.sends, conversation))
+    note(f"{rounds_} rounds of {COUNT}: {received} receives, {sent} sends")
+    assert received <= receives * rounds_ + 2, f"{received} receives"
+    assert sent <= sends * rounds_ + 2, f"{sent} sends"
+
+
+def rounds_of(command, length, data=b""):
+    def talk(client):
+        for _ in range(10):
+            client.send(b"".join(
+                client.pack(command, i * length, length, data=data)
+                for i in range(COUNT)))
+            client.collect()
+    return talk
+
+
+@case
+def small_reads_from_memory(box):
+    conversation = counted(box, "disk=memory:16M",
+                           talk=rounds_of(nbd.CMD_READ, 512))
+    check_batched(conversation, 10, receives=1.5, sends=1.5)
+
+
+@case
+def small_writes_to_memory(box):
+    conversation = counted(box, "disk=memory:16M",
+                           talk=rounds_of(nbd.CMD_WRITE, 512, bytes(512)))
+    check_batched(conversation, 10, receives=8, sends=8)
+
+
+@case
+def flushes_of_memory(box):
+    conversation = counted(box, "disk=memory:16M",
+                           talk=rounds_of(nbd.CMD_FLUSH, 0))
+    check_batched(conversation, 10, receives=1.5, sends=1.5)
+
+
+@case
+def small_reads_from_a_file_in_memory(box):
+    """Those are answered on the loop's own thread."""
+    image = box.image(size=16 * MIB, data=pattern(MIB), at=box.memory_dir())
+    conversation = counted(box, f"disk={image}",
+                           talk=rounds_of(nbd.CMD_READ, 512))
+    check_batched(conversation, 10, receives=1.5, sends=1.5)
+
+
+@case
+def small_reads_from_the_page_cache(box):
+    """They may pass through workers and come back one by one, but no reply
+    costs a send of its own when many are due."""
+    image = box.image(size=16 * MIB, data=pattern(MIB))
+    conversation = counted(box, f"disk={image}",
+                           talk=rounds_of(nbd.CMD_READ, 512))
+    check_batched(conversation, 10, receives=1.5, sends=COUNT / 2)
+
+
+@case
+def buffers_are_not_mapped_anew_for_each_request(box):
+    """A fresh mapping costs a page fault for each page of it."""
+    if is_instrumented():
+        raise Skip("an instrumented server faults for reasons of its own")
+    server = box.server("disk=memory:16M", options=["--threads", 1])
+    for length in 128 * KIB, MIB:
+        pages = length // 4096
+        with nbd.Client(server.address()) as client:
+            client.ready("disk")
+            for i in range(8):
+                eq(client.write(i * MIB, pattern(length)), nbd.OK, "WRITE")
+                client.read(i * MIB, length)
+            before = server.minor_faults()
+            data = pattern(length)
+            for i in range(200):
+                client.read(i % 8 * MIB, length)
+                eq(client.write(i % 8 * MIB, data), nbd.OK, "WRITE")
+            faults = (server.minor_faults() - before) / 400
+            note(f"{faults:.2f} faults for each request of {pages} pages")
+            assert faults < pages / 8, f"{faults} faults a request"
+
+
+main()

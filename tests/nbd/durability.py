@@ -1,0 +1,307 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""
+Durability: FLUSH and FUA, judged by a recording of the server's calls.
+
+The server runs with shim.c preloaded; recorder.py says what must hold.  The
+checker itself is held by specimens, recordings made up here that it must
+reject, and by a build of the server without the sync ($COAIO_NBD_NO_SYNC).
+"""
+
+import os
+import random
+
+import nbdclient as nbd
+import recorder
+from nbdtest import (KIB, MIB, Shim, Skip, case, eq, main, need_disk, note,
+                     pattern, rounds, run, seed)
+
+BLOCK = 4096
+
+
+def recorded_server(box, **options):
+    shim = box.shim(record=True)
+    server = box.disk_server(shim=shim, options=["--threads", "2"], **options)
+    return server, shim
+
+
+def judge(server, shim):
+    server.stop()
+    recording = recorder.Recording.load(shim.log_path)
+    report = recorder.check_durability(recording,
+                                       os.stat(server.image).st_ino)
+    note(f"{report.writes} writes, {report.flushes} flushes, "
+         f"{report.fuas} with FUA")
+    return report
+
+
+def judge_well(server, shim, flushes=0, fuas=0):
+    report = judge(server, shim)
+    eq(report.violations, [], "violations")
+    assert report.flushes >= flushes, "too few flushes were recorded"
+    assert report.fuas >= fuas, "too few requests with FUA were recorded"
+
+
+def write_and_flush(server, fua):
+    """Writes, then a FLUSH, or the same with FUA instead."""
+    with nbd.Client(server.address()) as client:
+        client.ready()
+        for i in range(20):
+            flags = nbd.FLAG_FUA if fua else 0
+            data = pattern(BLOCK, i)
+            eq(client.write(i * BLOCK, data, flags), nbd.OK, "WRITE")
+            if not fua:
+                eq(client.flush(), nbd.OK, "FLUSH")
+        client.disconnect()
+
+
+@case
+def flush_syncs_what_was_answered(box):
+    server, shim = recorded_server(box)
+    write_and_flush(server, fua=False)
+    judge_well(server, shim, flushes=20)
+
+
+@case
+def fua_syncs_before_the_reply(box):
+    server, shim = recorded_server(box)
+    write_and_flush(server, fua=True)
+    judge_well(server, shim, fuas=20)
+
+
+@case
+def fua_on_write_zeroes_and_trim(box):
+    server, shim = recorded_server(box, data=pattern(MIB))
+    with nbd.Client(server.address()) as client:
+        client.ready()
+        for i in range(0, 100, 10):
+            at = i * BLOCK
+            eq(client.zero(at, BLOCK, nbd.FLAG_FUA), nbd.OK, "WRITE_ZEROES")
+            eq(client.zero(at + BLOCK, BLOCK, nbd.FLAG_FUA | nbd.FLAG_NO_HOLE),
+               nbd.OK, "WRITE_ZEROES with NO_HOLE")
+            eq(client.trim(at + 2 * BLOCK, BLOCK, nbd.FLAG_FUA), nbd.OK,
+               "TRIM")
+            eq(client.zero(at + 3 * BLOCK + 5, 100, nbd.FLAG_FUA), nbd.OK,
+               "unaligned WRITE_ZEROES")
+            eq(client.write(at + 4 * BLOCK + 5, b"hello", nbd.FLAG_FUA),
+               nbd.OK, "unaligned WRITE")
+        client.disconnect()
+    judge_well(server, shim, fuas=50)
+
+
+@case
+def flush_covers_writes_answered_on_another_connection(box):
+    server, shim = recorded_server(box)
+    with nbd.Client(server.address()) as one, \
+            nbd.Client(server.address()) as two:
+        one.ready()
+        two.ready()
+        assert one.flags & nbd.CAN_MULTI_CONN, "multi-conn is not offered"
+        for i in range(50):
+            eq(one.write(i * BLOCK, pattern(BLOCK, i)), nbd.OK, "WRITE")
+            eq(two.flush(), nbd.OK, "FLUSH")
+            one, two = two, one
+    judge_well(server, shim, flushes=50)
+
+
+def post_at_random(client, random_, base, blocks):
+    """Posts a write to a block not written before, or a FLUSH."""
+    kind = random_.randrange(4)
+    if kind == 0 or not blocks:
+        client.post(nbd.CMD_FLUSH)
+        return
+    at = base + blocks.pop() * BLOCK
+    flags = random_.choice([0, 0, nbd.FLAG_FUA])
+    if kind == 1:
+        client.post(nbd.CMD_WRITE_ZEROES, at, BLOCK, flags)
+    else:
+        client.post_write(at, pattern(BLOCK, at), flags)
+
+
+@case
+def random_mixes_in_flight_on_four_connections(box):
+    """Writes, flushes and FUA at depth 16 on each of four connections."""
+    random_ = random.Random(seed())
+    server, shim = recorded_server(box)
+    clients = [box.closing(nbd.Client(server.address())).ready()
+               for _ in range(4)]
+    blocks = [list(range(1000)) for _ in clients]
+    for list_ in blocks:
+        random_.shuffle(list_)
+    for _ in range(rounds(1500)):
+        i = random_.randrange(4)
+        client = clients[i]
+        post_at_random(client, random_, i * 8 * MIB, blocks[i])
+        if len(client.pending) >= 16:
+            for _ in range(random_.randrange(1, 16)):
+                eq(client.reply().error, nbd.OK, "error of a reply")
+    for client in clients:
+        for reply in client.collect().values():
+            eq(reply.error, nbd.OK, "error of a reply")
+        client.disconnect()
+    judge_well(server, shim, flushes=1, fuas=1)
+
+
+@case
+def nbdcopy_flush(box):
+    """A client that knows nothing of us, with several connections."""
+    server, shim = recorded_server(box)
+    source = box.image("source", data=pattern(4 * MIB), size=4 * MIB)
+    run("qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", "-t",
+        "writeback", source, server.uri())
+    run("nbdcopy", "--flush", "-C", 2, "--request-size", 64 * KIB, source,
+        server.uri("disk"))
+    judge_well(server, shim, flushes=1)
+
+
+@case
+def flush_does_not_wait_for_writes_in_flight(box):
+    """A write is held in the file system; a FLUSH overtakes it."""
+    need_disk()
+    shim = box.shim()
+    server = box.disk_server(shim=shim)
+    shim.concern(MIB, 2 * MIB)
+    shim.shut_gate(Shim.WRITE)
+    with nbd.Client(server.address()) as client:
+        client.ready()
+        held = client.post_write(MIB, pattern(BLOCK))
+        shim.wait_held(Shim.WRITE)
+        eq(client.write(0, pattern(BLOCK)), nbd.OK, "another WRITE")
+        flush = client.post(nbd.CMD_FLUSH)
+        eq(client.reply().cookie, flush, "first reply")
+        shim.open_gate(Shim.WRITE)
+        eq(client.reply().cookie, held, "second reply")
+
+
+@case
+def a_sync_that_began_before_does_not_serve(box):
+    """
+    While a sync is under way, a write is answered and another FLUSH arrives.
+    That FLUSH needs a sync of its own.
+    """
+    need_disk()
+    shim = box.shim(record=True)
+    server = box.disk_server(shim=shim)
+    with nbd.Client(server.address()) as client:
+        client.ready()
+        eq(client.write(0, pattern(BLOCK)), nbd.OK, "WRITE")
+        shim.shut_gate(Shim.SYNC)
+        client.post(nbd.CMD_FLUSH)
+        shim.wait_held(Shim.SYNC)
+        write = client.post_write(BLOCK, pattern(BLOCK))
+        eq(client.reply().cookie, write, "first reply")
+        client.post(nbd.CMD_FLUSH)
+        # Answered when the FLUSH before it has been taken in.
+        read = client.post(nbd.CMD_READ, 0, BLOCK)
+        eq(client.reply().cookie, read, "second reply")
+        shim.open_gate(Shim.SYNC)
+        for reply in client.collect().values():
+            eq(reply.error, nbd.OK, "FLUSH")
+    judge_well(server, shim, flushes=2)
+
+
+@case
+def flush_on_a_read_only_export(box):
+    image = box.image(data=pattern(MIB))
+    server = box.server(f"disk={image},ro")
+    with nbd.Client(server.address()) as client:
+        client.ready("disk")
+        eq(client.flush(), nbd.OK, "FLUSH")
+
+
+# The checker checked.
+
+@case
+def the_build_without_sync_is_found_out(box):
+    program = os.environ.get("COAIO_NBD_NO_SYNC")
+    if not program:
+        raise Skip("COAIO_NBD_NO_SYNC is not set")
+    for fua in False, True:
+        server, shim = recorded_server(box, program=program)
+        write_and_flush(server, fua)
+        report = judge(server, shim)
+        eq(len(report.violations), 20, "violations")
+
+
+FILE, SOCKET = 7, 8
+
+
+def made_up_calls(order, changes=None):
+    """
+    The calls of a server that gets a WRITE and, when it is answered, a FLUSH.
+    order lists their beginnings and ends as (name, is_end).
+    """
+    option = nbd.pack_option(nbd.OPT_GO)
+    write = nbd.pack_request(nbd.CMD_WRITE, 1, 0, 4, 0, b"data")
+    flush = nbd.pack_request(nbd.CMD_FLUSH, 2)
+    replies = [nbd.struct.pack(">IIQ", nbd.SIMPLE_MAGIC, 0, c) for c in (1, 2)]
+    calls = {
+        "hello": (recorder.SEND, SOCKET, bytes(18)),
+        "go": (recorder.RECEIVE, SOCKET, bytes(4) + option),
+        "write": (recorder.RECEIVE, SOCKET, write),
+        "pwrite": (recorder.WRITE, FILE, b"data"),
+        "written": (recorder.SEND, SOCKET, replies[0]),
+        "flush": (recorder.RECEIVE, SOCKET, flush),
+        "sync": (recorder.SYNC, FILE, b""),
+        "flushed": (recorder.SEND, SOCKET, replies[1]),
+    }
+    made = {}
+    for place, (name, is_end) in enumerate(order):
+        kind, file, data = calls[name]
+        if not is_end:
+            made[name] = recorder.Call(kind, file, 1, place, 0, len(data))
+            made[name].data = data
+        else:
+            made[name].finish(place, len(data))
+    if changes:
+        changes(made)
+    return recorder.Recording(list(made.values()))
+
+
+def one_after_another(*names):
+    return [(name, is_end) for name in names for is_end in (False, True)]
+
+
+START = one_after_another("hello", "go", "write")
+GOOD = START + one_after_another("pwrite", "written", "flush", "sync",
+                                 "flushed")
+
+
+def violations(order, changes=None):
+    recording = made_up_calls(order, changes)
+    return len(recorder.check_durability(recording, FILE).violations)
+
+
+@case
+def the_checker_accepts_what_is_right(_box):
+    eq(violations(GOOD), 0, "violations")
+
+
+@case
+def the_checker_rejects_specimens(_box):
+    def broken(sync):
+        sync.result = -nbd.EIO
+
+    def of_another_file(sync):
+        sync.file = FILE + 1
+
+    begin, end = ("sync", False), ("sync", True)
+    tail = one_after_another("pwrite", "written", "flush")
+    specimens = {
+        "no sync": START + tail + one_after_another("flushed"),
+        "a sync that ends after the reply":
+            START + tail + [begin] + one_after_another("flushed") + [end],
+        "a sync that began before the write had returned":
+            START + [("pwrite", False), begin, ("pwrite", True), end] +
+            one_after_another("written", "flush", "flushed"),
+        "a reply before the write":
+            START + one_after_another("written", "pwrite", "flush", "sync",
+                                      "flushed"),
+    }
+    for name, order in specimens.items():
+        assert violations(order) > 0, name
+    assert violations(GOOD, lambda calls: broken(calls["sync"])) > 0
+    assert violations(GOOD, lambda calls: of_another_file(calls["sync"])) > 0
+
+
+main()

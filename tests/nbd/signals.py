@@ -1,0 +1,174 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""
+SIGTERM and SIGINT: stop accepting, finish what is in flight, drop idle
+clients at once, remove the sockets, exit 0.
+"""
+
+import os
+import signal
+
+import nbdclient as nbd
+from nbdtest import (MIB, Shim, case, connect, eq, main, need_disk, pattern,
+                     wait_until)
+
+
+def is_refused(address):
+    try:
+        connect(address).close()
+    except (FileNotFoundError, ConnectionRefusedError):
+        return True
+    return False
+
+
+@case
+def without_clients(box):
+    for number in signal.SIGTERM, signal.SIGINT:
+        box.disk_server().stop(number)
+
+
+@case
+def idle_clients_are_dropped_at_once(box):
+    for number in signal.SIGTERM, signal.SIGINT:
+        server = box.disk_server(tcp=["127.0.0.1"])
+        clients = [box.closing(nbd.Client(address).ready())
+                   for address in server.addresses() * 5]
+        for client in clients:
+            eq(client.write(0, pattern(4096)), nbd.OK, "WRITE")
+        # stop() waits, and the clients stay.
+        server.stop(number)
+        for client in clients:
+            client.expect_eof()
+
+
+@case
+def clients_in_the_handshake_are_dropped(box):
+    server = box.disk_server()
+    silent = box.closing(nbd.Client(server.address()))
+    silent.greeting()
+    half = box.closing(nbd.Client(server.address()).hello())
+    half.send(nbd.pack_option(nbd.OPT_GO)[:7])
+    server.stop()
+
+
+@case
+def what_is_in_flight_is_finished(box):
+    """A write is held in the file system while the signal comes."""
+    need_disk()
+    for number in signal.SIGTERM, signal.SIGINT:
+        shim = box.shim()
+        server = box.disk_server(shim=shim)
+        idle = box.closing(nbd.Client(server.address()).ready())
+        client = box.closing(nbd.Client(server.address()).ready())
+        shim.shut_gate(Shim.WRITE)
+        data = pattern(4096, number)
+        cookie = client.post_write(MIB, data)
+        shim.wait_held(Shim.WRITE)
+        server.process.send_signal(number)
+        wait_until(lambda: is_refused(server.address()), "the socket to go")
+        idle.expect_eof()
+        eq(server.process.poll(), None, "the server's exit status")
+        shim.open_gate(Shim.WRITE)
+        reply = client.reply()
+        eq((reply.cookie, reply.error), (cookie, nbd.OK), "reply")
+        client.expect_eof()
+        server.wait()
+        with open(server.image, "rb") as image:
+            image.seek(MIB)
+            eq(image.read(4096), data, "data in the file")
+
+
+@case
+def busy_clients_get_every_reply_or_none(box):
+    """
+    The signal meets clients at full speed.  What they have been answered is
+    in the file; each connection ends cleanly after a whole reply.
+    """
+    for round_ in range(5):
+        server = box.disk_server()
+        clients = [box.closing(nbd.Client(server.address()).ready())
+                   for _ in range(4)]
+        answered = [fill_pipe(c, i) for i, c in enumerate(clients)]
+        server.process.send_signal(signal.SIGTERM)
+        for client, list_ in zip(clients, answered):
+            take_rest(client, list_)
+        server.wait()
+        with open(server.image, "rb") as image:
+            for list_ in answered:
+                for offset in list_:
+                    image.seek(offset)
+                    eq(image.read(4096), pattern(4096, offset), "data")
+        assert sum(map(len, answered)) > 0, f"nothing answered in {round_}"
+
+
+def fill_pipe(client, number):
+    """Posts 64 writes; returns the offsets of the first few answered."""
+    requests = []
+    for i in range(64):
+        offset = (number * 64 + i) * 4096
+        requests.append(client.pack(nbd.CMD_WRITE, offset, 4096,
+                                    data=pattern(4096, offset)))
+    client.send(b"".join(requests))
+    return [client.reply().offset for _ in range(4)]
+
+
+def take_rest(client, answered):
+    try:
+        while client.pending:
+            reply = client.reply()
+            assert reply.error in (nbd.OK, nbd.ESHUTDOWN), reply.error
+            if reply.error == nbd.OK:
+                answered.append(reply.offset)
+        client.expect_eof()
+    except nbd.Eof:
+        eq(len(client.buffer), 0, "bytes of half a reply")
+
+
+@case
+def a_client_that_never_reads_does_not_hold_the_server_up(box):
+    """Its replies cannot leave; it is dropped in the end."""
+    server = box.disk_server()
+    client = box.closing(nbd.Client(server.address()).ready())
+    requests = [client.pack(nbd.CMD_READ, 0, MIB) for _ in range(16)]
+    client.send(b"".join(requests))
+    # The replies have begun to leave.
+    client.fill()
+    server.stop()
+
+
+@case
+def a_signal_that_comes_twice(box):
+    server = box.disk_server()
+    client = box.closing(nbd.Client(server.address()).ready())
+    eq(client.flush(), nbd.OK, "FLUSH")
+    server.process.send_signal(signal.SIGTERM)
+    server.process.send_signal(signal.SIGINT)
+    server.stop()
+
+
+@case
+def a_signal_before_it_listens(box):
+    """Whenever it comes: the server ends, and leaves no socket behind."""
+    for _ in range(10):
+        server = box.unstarted("disk=memory:1M")
+        server.launch()
+        server.process.send_signal(signal.SIGTERM)
+        status = server.process.wait(30)
+        assert status in (0, -signal.SIGTERM), status
+        assert not os.path.lexists(server.unix), "the socket is there"
+
+
+@case
+def a_client_that_is_gone_is_no_sigpipe(box):
+    server = box.disk_server()
+    for _ in range(20):
+        with nbd.Client(server.address()) as client:
+            client.ready()
+            requests = [client.pack(nbd.CMD_READ, 0, MIB) for _ in range(8)]
+            client.send(b"".join(requests))
+    with nbd.Client(server.address()) as client:
+        client.ready()
+        eq(client.read(0, 512), bytes(512), "data")
+
+
+main()

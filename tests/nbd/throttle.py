@@ -1,0 +1,187 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""
+Clients that send and never read: the server stops to take in their requests,
+its memory stays within --max-inflight and what a connection costs, and other
+clients are served as before.
+"""
+
+import contextlib
+
+import nbdclient as nbd
+from nbdtest import (KIB, MIB, Skip, case, eq, is_instrumented, main, pattern)
+
+INFLIGHT = 4 * MIB
+# What the server may use besides, however many requests there are: caches,
+# stacks of coroutines, the C library.
+BESIDES = 32 * MIB
+
+
+def serve(box, **options):
+    options = ["--max-inflight", INFLIGHT, "--threads", 2]
+    return box.disk_server(size=64 * MIB, data=pattern(4 * MIB),
+                           options=options)
+
+
+def stuff(client, requests, most=200):
+    """
+    Sends the same bytes again and again until the server takes no more.
+    Returns whether that point has come.
+    """
+    client.sock.settimeout(0.5)
+    try:
+        for _ in range(most):
+            client.sock.sendall(requests)
+    except TimeoutError:
+        return True
+    return False
+
+
+def packed(command, count, length, data=b""):
+    return b"".join(nbd.pack_request(command, i, i % 64 * 4096, length,
+                                     data=data) for i in range(count))
+
+
+def check_bounded(box, requests, must_block=True, most=200):
+    """One client sends and never reads; another one must not suffer."""
+    server = serve(box)
+    with nbd.Client(server.address()) as other:
+        other.ready()
+        eq(other.read(0, MIB), pattern(4 * MIB)[:MIB], "data")
+        before = server.peak_rss()
+        greedy = box.closing(nbd.Client(server.address()).ready())
+        assert stuff(greedy, requests, most) or not must_block, \
+            "everything was taken in"
+        for i in range(200):
+            eq(other.write(32 * MIB + i, bytes([i])), nbd.OK, "WRITE")
+            eq(other.read(32 * MIB + i, 1), bytes([i]), "data")
+        eq(other.flush(), nbd.OK, "FLUSH")
+        if not is_instrumented():
+            grown = server.peak_rss() - before
+            assert grown < INFLIGHT + BESIDES, f"{grown // KIB} KiB more"
+        other.disconnect()
+        greedy.close()   # or the server waits for it to read
+
+
+@case
+def large_reads(box):
+    check_bounded(box, packed(nbd.CMD_READ, 100, MIB))
+
+
+@case
+def reads_of_32_mib(box):
+    """One is always admitted, beyond the limit as it is."""
+    if is_instrumented():
+        raise Skip("the memory of an instrumented server says nothing")
+    server = serve(box)
+    before = server.peak_rss()
+    greedy = box.closing(nbd.Client(server.address()).ready())
+    stuff(greedy, packed(nbd.CMD_READ, 1000, 32 * MIB))
+    with nbd.Client(server.address()) as other:
+        other.ready()
+        eq(other.read(0, 512), pattern(4 * MIB)[:512], "data")
+    greedy.close()
+    grown = server.peak_rss() - before
+    assert grown < 32 * MIB + BESIDES, f"{grown // KIB} KiB more"
+
+
+@case
+def small_reads(box):
+    check_bounded(box, packed(nbd.CMD_READ, 5000, 512))
+
+
+@case
+def reads_of_one_byte(box):
+    check_bounded(box, packed(nbd.CMD_READ, 5000, 1))
+
+
+@case
+def flushes(box):
+    """Requests without any payload cost memory, too."""
+    check_bounded(box, packed(nbd.CMD_FLUSH, 5000, 0))
+
+
+@case
+def writes(box):
+    """Their replies are small, so many are answered before it blocks."""
+    check_bounded(box, packed(nbd.CMD_WRITE, 64, 4096, bytes(4096)),
+                  must_block=False)
+
+
+@case
+def block_status(box):
+    check_bounded(box, packed(nbd.CMD_BLOCK_STATUS, 5000, 64 * MIB - MIB))
+
+
+@case
+def errors(box):
+    """Refusals are replies, too."""
+    check_bounded(box, packed(99, 5000, 0))
+
+
+@case
+def refused_writes(box):
+    """The payload of each is skipped, not kept."""
+    check_bounded(box, packed(nbd.CMD_WRITE, 1, 33 * MIB, bytes(33 * MIB)),
+                  must_block=False, most=8)
+
+
+@case
+def many_greedy_clients(box):
+    """The limit is one for each connection."""
+    server = serve(box)
+    with nbd.Client(server.address()) as other:
+        other.ready()
+        before = server.peak_rss()
+        requests = packed(nbd.CMD_READ, 100, 256 * KIB)
+        clients = [box.closing(nbd.Client(server.address()).ready())
+                   for _ in range(8)]
+        for client in clients:
+            client.sock.settimeout(0.05)
+            with contextlib.suppress(TimeoutError):
+                client.sock.sendall(requests * 100)
+        for i in range(100):
+            eq(len(other.read(i * 512, 512)), 512, "length")
+        if not is_instrumented():
+            grown = server.peak_rss() - before
+            assert grown < 8 * INFLIGHT + BESIDES, f"{grown // KIB} KiB more"
+        for client in clients:
+            client.close()
+
+
+@case
+def a_throttled_client_that_reads_in_the_end_gets_everything(box):
+    server = serve(box)
+    client = box.closing(nbd.Client(server.address()).ready())
+    requests = b"".join(client.pack(nbd.CMD_READ, i * 4096, 64 * KIB)
+                        for i in range(400))
+    client.sock.settimeout(0.3)
+    sent = 0
+    with contextlib.suppress(TimeoutError):
+        while sent < len(requests):
+            sent += client.sock.send(requests[sent:])
+    client.sock.settimeout(30)
+    client.send(requests[sent:])
+    data = pattern(4 * MIB)
+    for reply in client.collect().values():
+        eq(reply.data, data[reply.offset:reply.offset + 64 * KIB],
+           f"data at {reply.offset}")
+
+
+@case
+def the_largest_request_in_the_smallest_room(box):
+    """32 MiB are admitted if nothing else is in flight."""
+    for most in 1, MIB:
+        server = box.server("disk=memory:64M",
+                            options=["--max-inflight", most])
+        with nbd.Client(server.address()) as client:
+            client.ready("disk")
+            data = pattern(32 * MIB)
+            eq(client.write(5, data), nbd.OK, "WRITE")
+            assert client.read(5, 32 * MIB) == data, "data differ"
+            for i in range(20):
+                client.post(nbd.CMD_READ, i, 4096)
+            eq(len(client.collect()), 20, "replies")
+
+
+main()
