@@ -121,7 +121,9 @@ static void busy_adapt(AioContext *ctx, int64_t took)
     } else if (ctx->poll_ns == 0) {
         ctx->poll_ns = BUSY_FIRST_NS;
     } else {
-        ctx->poll_ns *= grow ? grow : 2;
+        /* Compare first: the product may be beyond all numbers. */
+        grow = grow ? grow : 2;
+        ctx->poll_ns = ctx->poll_ns > max / grow ? max : ctx->poll_ns * grow;
     }
     if (ctx->poll_ns > max) {
         ctx->poll_ns = max;
