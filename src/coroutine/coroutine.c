@@ -212,7 +212,7 @@ static inline void coroutine_setup(OsThread *thread, Coroutine *co,
     co->entry = entry;
     co->opaque = opaque;
     co->name = NULL;
-    co->home = (CoHome *)(void *)thread->context;
+    store_relaxed(&co->home, (CoHome *)(void *)thread->context);
     store_relaxed(&co->state, COROUTINE_NEW);
 }
 
@@ -328,7 +328,7 @@ static COLD void enter_slow(OsThread *thread, Coroutine *co)
     }
     coroutine_claim(co, "coroutine_enter");
     coroutine_count_out(thread, co);
-    co->home = (CoHome *)(void *)thread->context;
+    store_relaxed(&co->home, (CoHome *)(void *)thread->context);
     store_release(&co->scheduled, NULL);
 }
 

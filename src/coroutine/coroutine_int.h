@@ -60,7 +60,8 @@ struct CoWait;
 struct Coroutine {
     void *sp;               /* saved stack, while not running */
     Coroutine *caller;      /* see INVARIANTS 3 */
-    CoHome *home;           /* written by the holder of the right to resume */
+    CoHome *home;           /* atomic; written by the holder of the right to
+                               resume; reports look at any time */
     const char *scheduled;  /* atomic: who woke it; see INVARIANTS 2 */
     uint8_t state;          /* CoroutineState; the holder's */
     uint8_t size_class;     /* of the stack; never changes */

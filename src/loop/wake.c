@@ -182,7 +182,7 @@ static void move_and_post(Coroutine *co, AioContext *ctx)
 
     if (co->home != &ctx->home) {
         coroutine_count_out(thread, co);
-        co->home = &ctx->home;
+        store_relaxed(&co->home, &ctx->home);
     }
     if (co->counted) {
         post_coroutine(ctx, co, run_woken);
@@ -314,7 +314,7 @@ void aio_co_enter(AioContext *ctx, Coroutine *co)
     }
     if (home_of(co) != ctx) {
         coroutine_count_out(thread, co);
-        co->home = &ctx->home;
+        store_relaxed(&co->home, &ctx->home);
     }
     wake_deliver(co);
 }

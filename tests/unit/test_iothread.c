@@ -415,6 +415,47 @@ TEST(those_of_other_contexts_are_not_meant)
     CHECK_EQ(load_acquire(&ran), 101);
 }
 
+static unsigned stop_creating; /* atomic */
+
+static void nothing_much(void *opaque)
+{
+    (void)opaque;
+    coroutine_yield();
+}
+
+static void create_and_finish(void *opaque)
+{
+    AioContext *own;
+
+    (void)opaque;
+    CHECK_EQ(aio_context_new(&own, NULL), 0);
+    aio_context_attach(own);
+    while (!load_acquire(&stop_creating)) {
+        Coroutine *co = coroutine_create(nothing_much, NULL);
+
+        coroutine_enter(co);
+        coroutine_enter(co);
+    }
+    aio_context_unref(own);
+}
+
+TEST(reports_while_other_coroutines_live_on)
+{
+    BareThread other;
+
+    harness_allow_fds(4);
+    bare_thread_start(&other, create_and_finish, NULL);
+    for (int i = 0; i < 2; i++) {
+        open_thread();
+        start_named("left", park);
+        loop_flush(ctx);
+        CHECK_EQ(iothread_stop(iothread), 1);
+        iothread_unref(iothread);
+    }
+    store_release(&stop_creating, 1);
+    bare_thread_join(&other);
+}
+
 TEST(wake_ups_that_come_too_late_are_counted_and_never_run)
 {
     Coroutine *co, *new;
