@@ -738,11 +738,22 @@ static void fd_wait_cancel(CoWait *wait, int error)
     }
 }
 
+/*
+ * fd is no descriptor, or not one of those that the others wait for: nothing
+ * will ever come for them.
+ */
+static bool is_gone(int error)
+{
+    return error == -EBADF || error == -EPERM;
+}
+
 static int add_wait(FdTable *table, FdWait *wait, const char *what)
 {
     FdRecord *rec = NULL;
+    List ended;
     int ret;
 
+    list_init(&ended);
     os_mutex_lock(&table->lock);
     ret = record_get(table, wait->fd, &rec);
     if (rec && has_handler(rec)) {
@@ -756,11 +767,15 @@ static int add_wait(FdTable *table, FdWait *wait, const char *what)
          * another file by now, which the engine does not know.
          */
         ret = watch_waits(table, rec);
-        if (ret < 0) {
-            list_remove(&wait->link);
+    }
+    if (rec && ret < 0) {
+        list_remove(&wait->link);
+        if (is_gone(ret)) {
+            settle_all(&rec->waits, -EBADF, &ended);
         }
     }
     os_mutex_unlock(&table->lock);
+    wake_ended(&ended, "the event loop");
     return ret;
 }
 

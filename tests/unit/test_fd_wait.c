@@ -516,6 +516,38 @@ ON_EACH_ENGINE(a_reused_number_is_waited_for_anew)
     close_context();
 }
 
+TEST(a_wait_that_finds_it_closed_ends_those_before)
+{
+    Waiter first, second, third;
+    int fds[2], fd;
+
+    open_context("epoll");
+    open_pair(fds);
+    first = waiter(fds[0], POLLIN);
+    second = waiter(fds[0], POLLOUT);
+    begin(&first);
+    close(fds[0]);
+    begin(&second);
+    CHECK_EQ(second.result, -EBADF);
+    CHECK_EQ(first.result, -EBADF);
+    CHECK_EQ(first.ends, 1);
+    close(fds[1]);
+
+    /* The number becomes that of a file. */
+    open_pair(fds);
+    first = waiter(fds[0], POLLIN);
+    begin(&first);
+    fd = open_regular();
+    CHECK_EQ(dup2(fd, fds[0]), fds[0]);
+    third = waiter(fds[0], POLLIN);
+    begin(&third);
+    CHECK_EQ(third.result, POLLIN);
+    CHECK_EQ(first.result, -EBADF);
+    close(fd);
+    close_pair(fds);
+    close_context();
+}
+
 TEST(closing_under_a_wait_is_noticed_by_poll)
 {
     int fds[2];
