@@ -235,7 +235,7 @@ static unsigned install_guards(Slab *slab, unsigned first, unsigned n)
     return done;
 }
 
-/* A slot with a bit in cold, guarded or not as asked; slots if there is none. */
+/* A slot with a bit in cold, guarded or naked; slots if there is none. */
 static unsigned find_cold(Slab *slab, bool naked)
 {
     unsigned words = word_count(slab->slots);

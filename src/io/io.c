@@ -158,30 +158,28 @@ static ssize_t call_close(void *arg)
 
 int co_close(int fd)
 {
-    IoFd *entry = io_fd_find(fd);
-    uint32_t known = 0;
     bool home = io_begin("co_close", fd);
+    IoFd *entry = io_fd_get(fd);
+    uint32_t known = 0;
     OsFileKind kind;
     uint64_t serial;
     int ret;
 
-    if (fd < 0) {
-        return -EBADF;
+    if (!entry) {
+        /* No memory, or no descriptor: nothing can have waited here. */
+        return os_close(fd);
     }
-    if (entry) {
-        ret = io_fd_retire(entry, fd, &known);
-        if (ret < 0) {
-            return ret;
-        }
-    } else {
-        fd_cancel_all(fd, -ECANCELED);
+    ret = io_fd_retire(entry, fd, &known);
+    if (ret < 0) {
+        return ret;
     }
     if (known == 0 && os_file_kind(fd, &kind, &serial) == 0) {
         known = IO_KIND(kind);
     }
     if (!home || known != IO_KIND(OS_FILE_REGULAR)) {
-        return os_close(fd);
+        return io_fd_close(entry, fd);
     }
+    io_fd_reopen(entry);
     ret = (int)io_run_in_worker(NULL, call_close, &fd, "co_close");
     return ret == -ENOMEM ? os_close(fd) : ret;
 }

@@ -80,10 +80,16 @@ void io_fd_opened(int fd, OsFileKind kind);
 
 /*
  * End all that waits on fd here, and wait for what workers have begun.  Then
- * *kind is what is known of fd (IO_KIND...) and it is to be closed.  Returns
- * 0, or -EBADF if somebody else is closing it.
+ * *kind is what is known of fd (IO_KIND...), nothing can begin on it any more,
+ * and one of the two below is to follow.  Returns 0, or -EBADF if somebody
+ * else is closing it.
  */
 int coroutine_fn io_fd_retire(IoFd *entry, int fd, uint32_t *kind);
+/* Close fd and let the number begin anew. */
+int io_fd_close(IoFd *entry, int fd);
+/* Let the number begin anew; for a file that nobody can wait on, which is then
+ * closed without a lock. */
+void io_fd_reopen(IoFd *entry);
 
 /* Has what the lock of a side protects gone since generation? */
 static inline bool io_fd_stale(const IoFd *entry, uint32_t generation)

@@ -264,8 +264,28 @@ int io_fd_retire(IoFd *entry, int fd, uint32_t *kind)
     io_turn_wake_all(&ended);
     fd_cancel_all(fd, -ECANCELED);
     await_workers(entry);
+    return 0;
+}
+
+void io_fd_reopen(IoFd *entry)
+{
     lock_both(entry);
     entry->closing = false;
     unlock_both(entry);
-    return 0;
+}
+
+/*
+ * Under the locks: between the end of closing and close(2) somebody could
+ * begin to wait on the old file, for ever; between close(2) and the end of
+ * closing, somebody who got the same number could be told that it is closing.
+ */
+int io_fd_close(IoFd *entry, int fd)
+{
+    int ret;
+
+    lock_both(entry);
+    ret = os_close(fd);
+    entry->closing = false;
+    unlock_both(entry);
+    return ret;
 }

@@ -216,15 +216,21 @@ int co_accept(int fd, struct sockaddr *addr, socklen_t *addrlen, int flags)
 /* --- connect --------------------------------------------------------------*/
 
 /* The socket has begun to connect: how far is it? */
-static ssize_t connect_state(int fd)
+static ssize_t connect_state(const SocketCall *s)
 {
-    struct pollfd pollfd = {.fd = fd, .events = POLLOUT};
-    int ready = os_poll(&pollfd, 1, 0);
+    struct pollfd pollfd = {.fd = s->call.fd, .events = POLLOUT};
+    int result = os_poll(&pollfd, 1, 0);
 
-    if (ready <= 0) {
-        return ready < 0 ? ready : -EAGAIN;
+    if (result <= 0) {
+        return result < 0 ? result : -EAGAIN;
     }
-    return os_socket_error(fd);
+    result = os_socket_error(s->call.fd);
+    if (result == 0) {
+        /* Linux wants to be asked once more, and says 0 then; without that it
+         * would say 0, not EISCONN, to the user's next call. */
+        os_connect(s->call.fd, s->peer, s->peerlen);
+    }
+    return result;
 }
 
 static ssize_t try_connect(IoCall *call)
@@ -233,7 +239,7 @@ static ssize_t try_connect(IoCall *call)
     ssize_t result;
 
     if (s->connecting) {
-        return connect_state(call->fd);
+        return connect_state(s);
     }
     if (!os_file_nonblocking(call->fd)) {
         return IO_NEEDS_WORKER;

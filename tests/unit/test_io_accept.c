@@ -1,0 +1,377 @@
+/* SPDX-License-Identifier: MIT */
+
+/*
+ * co_accept and co_connect: TCP and UNIX, blocking and not.
+ */
+
+#include "go.h"
+#include "loop/wait.h"
+#include "loop/worker.h"
+#include "os/fault.h"
+
+#include <coaio/io.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+typedef struct Address {
+    union {
+        struct sockaddr any;
+        struct sockaddr_in in;
+        struct sockaddr_in6 in6;
+        struct sockaddr_un un;
+    };
+    socklen_t length;
+} Address;
+
+typedef struct End {
+    int fd;
+    Address address;
+    int flags;
+    int result;
+    bool done;
+} End;
+
+static void coroutine_fn take(void *opaque)
+{
+    End *end = opaque;
+
+    end->address.length = sizeof(end->address);
+    end->result = co_accept(end->fd, &end->address.any, &end->address.length,
+                            end->flags);
+    end->done = true;
+}
+
+static void coroutine_fn reach(void *opaque)
+{
+    End *end = opaque;
+
+    end->result = co_connect(end->fd, &end->address.any, end->address.length);
+    end->done = true;
+}
+
+/* A listening socket; *address is where. */
+static int listening(int family, int flags, int backlog, Address *address)
+{
+    int fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC | flags, 0);
+
+    memset(address, 0, sizeof(*address));
+    address->any.sa_family = (sa_family_t)family;
+    address->length = sizeof(address->in);
+    if (family == AF_INET) {
+        address->in.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    } else if (family == AF_INET6) {
+        address->in6.sin6_addr = in6addr_loopback;
+        address->length = sizeof(address->in6);
+    } else {
+        /* In the abstract name space: nothing to remove. */
+        snprintf(address->un.sun_path + 1, sizeof(address->un.sun_path) - 1,
+                 "coaio-test-%d", getpid());
+        address->length = sizeof(address->un);
+    }
+    if (fd < 0 || bind(fd, &address->any, address->length)) {
+        SKIP("this family of sockets does not work here");
+    }
+    CHECK_EQ(listen(fd, backlog), 0);
+    address->length = sizeof(*address);
+    CHECK_EQ(getsockname(fd, &address->any, &address->length), 0);
+    return fd;
+}
+
+static int client(const Address *address, int flags)
+{
+    int fd = socket(address->any.sa_family, SOCK_STREAM | SOCK_CLOEXEC | flags,
+                    0);
+
+    CHECK(fd >= 0);
+    return fd;
+}
+
+/* Connect before and after the accept, and talk. */
+static void meet(const char *engine, int family, int flags)
+{
+    AioContext *ctx = go_begin(engine);
+    Address address;
+    int fd = listening(family, flags, 8, &address);
+
+    for (int round = 0; round < 4; round++) {
+        End server = {.fd = fd, .flags = round & 1 ? SOCK_NONBLOCK : 0};
+        End caller = {.fd = client(&address, flags), .address = address};
+        char byte = 0;
+
+        if (round & 2) {
+            go(take, &server);
+            CHECK(!server.done);
+        }
+        go(reach, &caller);
+        go_until(ctx, &caller.done);
+        CHECK_EQ(caller.result, 0);
+        if (!(round & 2)) {
+            go(take, &server);
+        }
+        go_until(ctx, &server.done);
+        CHECK(server.result >= 0);
+        CHECK_EQ(server.address.any.sa_family, family);
+        CHECK(fcntl(server.result, F_GETFD) & FD_CLOEXEC);
+        CHECK_EQ(!!(fcntl(server.result, F_GETFL) & O_NONBLOCK), round & 1);
+        CHECK_EQ(fcntl(caller.fd, F_GETFL) & O_NONBLOCK,
+                 flags & O_NONBLOCK);
+        CHECK_EQ(fcntl(fd, F_GETFL) & O_NONBLOCK, flags & O_NONBLOCK);
+
+        CHECK_EQ(write(caller.fd, "!", 1), 1);
+        CHECK_EQ(recv(server.result, &byte, 1, MSG_WAITALL), 1);
+        CHECK_EQ(byte, '!');
+        close(caller.fd);
+        close(server.result);
+    }
+    close(fd);
+    go_end(ctx);
+}
+
+ON_EACH_ENGINE(over_tcp_blocking)
+{
+    meet(engine, AF_INET, 0);
+}
+
+ON_EACH_ENGINE(over_tcp_nonblocking)
+{
+    meet(engine, AF_INET, SOCK_NONBLOCK);
+}
+
+ON_EACH_ENGINE(over_ipv6)
+{
+    meet(engine, AF_INET6, SOCK_NONBLOCK);
+}
+
+ON_EACH_ENGINE(over_unix_blocking)
+{
+    meet(engine, AF_UNIX, 0);
+}
+
+ON_EACH_ENGINE(over_unix_nonblocking)
+{
+    meet(engine, AF_UNIX, SOCK_NONBLOCK);
+}
+
+/* --- what may go wrong ----------------------------------------------------*/
+
+static void refused(const char *engine, int family, int flags)
+{
+    AioContext *ctx = go_begin(engine);
+    End caller = {0};
+
+    close(listening(family, 0, 1, &caller.address));
+    caller.fd = client(&caller.address, flags);
+    go(reach, &caller);
+    go_until(ctx, &caller.done);
+    CHECK_EQ(caller.result, -ECONNREFUSED);
+    close(caller.fd);
+    go_end(ctx);
+}
+
+ON_EACH_ENGINE(a_refused_connection)
+{
+    refused(engine, AF_INET, 0);
+}
+
+ON_EACH_ENGINE(a_refused_nonblocking_connection)
+{
+    refused(engine, AF_INET, SOCK_NONBLOCK);
+}
+
+ON_EACH_ENGINE(a_refused_unix_connection)
+{
+    refused(engine, AF_UNIX, SOCK_NONBLOCK);
+}
+
+ON_EACH_ENGINE(connecting_twice_is_eisconn)
+{
+    AioContext *ctx = go_begin(engine);
+    End caller = {0};
+    int fd = listening(AF_INET, 0, 1, &caller.address);
+
+    caller.fd = client(&caller.address, SOCK_NONBLOCK);
+    go(reach, &caller);
+    go_until(ctx, &caller.done);
+    CHECK_EQ(caller.result, 0);
+    caller.done = false;
+    go(reach, &caller);
+    go_until(ctx, &caller.done);
+    CHECK_EQ(caller.result, -EISCONN);
+    close(caller.fd);
+    close(fd);
+    go_end(ctx);
+}
+
+ON_EACH_ENGINE(accepting_from_what_does_not_listen)
+{
+    AioContext *ctx = go_begin(engine);
+    int fds[2];
+
+    CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+    CHECK_EQ(write(fds[1], "x", 1), 1);
+    for (int i = 0; i < 2; i++) {
+        End server = {.fd = fds[0]};
+
+        if (i) {
+            fcntl(fds[0], F_SETFL, O_NONBLOCK);
+        }
+        go(take, &server);
+        go_until(ctx, &server.done);
+        CHECK_EQ(server.result, -EINVAL);
+    }
+    close(fds[0]);
+    close(fds[1]);
+    go_end(ctx);
+}
+
+TEST(failures_of_accept_are_passed_on)
+{
+    AioContext *ctx = go_begin(NULL);
+    Address address;
+    int fd = listening(AF_UNIX, SOCK_NONBLOCK, 8, &address);
+    End caller = {.fd = client(&address, 0), .address = address};
+    End server = {.fd = fd};
+
+    go(reach, &caller);
+    go_until(ctx, &caller.done);
+    os_fault_arm(1, EMFILE, "accept");
+    go(take, &server);
+    CHECK(server.done);
+    CHECK_EQ(server.result, -EMFILE);
+    CHECK(os_fault_fired());
+    os_fault_arm(1, EINTR, "accept");
+    go(take, &server);
+    CHECK(server.result >= 0);
+    CHECK(os_fault_fired());
+    close(server.result);
+    close(caller.fd);
+    close(fd);
+    go_end(ctx);
+}
+
+/* --- a peer that is slow to accept ----------------------------------------*/
+
+/*
+ * The queue of a UNIX socket is full: connect(2) says EAGAIN there, and
+ * nothing tells when there is room.
+ */
+static void wait_for_room(const char *engine, int flags)
+{
+    enum { CALLERS = 5 };
+    AioContext *ctx = go_begin(engine);
+    End callers[CALLERS];
+    Address address;
+    int fd = listening(AF_UNIX, SOCK_NONBLOCK, 0, &address);
+    unsigned connected = 0;
+
+    for (int i = 0; i < CALLERS; i++) {
+        callers[i] = (End){.fd = client(&address, flags), .address = address};
+        go(reach, &callers[i]);
+    }
+    go_settle(ctx);
+    for (int i = 0; i < CALLERS; i++) {
+        connected += callers[i].done;
+    }
+    CHECK(connected < CALLERS);
+    for (int i = 0; i < CALLERS; i++) {
+        End server = {.fd = fd};
+
+        go(take, &server);
+        go_until(ctx, &server.done);
+        CHECK(server.result >= 0);
+        close(server.result);
+    }
+    for (int i = 0; i < CALLERS; i++) {
+        go_until(ctx, &callers[i].done);
+        CHECK_EQ(callers[i].result, 0);
+        close(callers[i].fd);
+    }
+    close(fd);
+    go_end(ctx);
+}
+
+ON_EACH_ENGINE(a_full_queue_is_waited_for)
+{
+    wait_for_room(engine, SOCK_NONBLOCK);
+}
+
+ON_EACH_ENGINE(a_full_queue_blocks_a_worker)
+{
+    wait_for_room(engine, 0);
+}
+
+ON_EACH_ENGINE(several_accept_in_order)
+{
+    enum { SERVERS = 5 };
+    AioContext *ctx = go_begin(engine);
+    End servers[SERVERS];
+    Address address;
+    int fd = listening(AF_INET, 0, SERVERS, &address);
+
+    for (int i = 0; i < SERVERS; i++) {
+        servers[i] = (End){.fd = fd};
+        go(take, &servers[i]);
+    }
+    for (int i = 0; i < SERVERS; i++) {
+        End caller = {.fd = client(&address, SOCK_NONBLOCK),
+                      .address = address};
+
+        go(reach, &caller);
+        go_until(ctx, &caller.done);
+        go_until(ctx, &servers[i].done);
+        for (int j = i + 1; j < SERVERS; j++) {
+            CHECK(!servers[j].done);
+        }
+        close(servers[i].result);
+        close(caller.fd);
+    }
+    close(fd);
+    go_end(ctx);
+}
+
+/* What is accepted is known to be a socket: no call to find out. */
+TEST(an_accepted_number_starts_afresh)
+{
+    AioContext *ctx = go_begin(NULL);
+    Address address;
+    int fd = listening(AF_UNIX, SOCK_NONBLOCK, 8, &address);
+    End caller = {.fd = client(&address, 0), .address = address};
+    End server = {.fd = fd};
+
+    go(reach, &caller);
+    go_until(ctx, &caller.done);
+    go(take, &server);
+    CHECK(server.done && server.result >= 0);
+    close(server.result);
+    close(caller.fd);
+    close(fd);
+    go_end(ctx);
+}
+
+static End homeless_server, homeless_caller;
+
+TEST(without_a_home_the_thread_blocks)
+{
+    homeless_server.fd = listening(AF_INET, SOCK_NONBLOCK, 8,
+                                   &homeless_caller.address);
+    homeless_caller.fd = client(&homeless_caller.address, 0);
+    go(reach, &homeless_caller);
+    CHECK(homeless_caller.done);
+    CHECK_EQ(homeless_caller.result, 0);
+    go(take, &homeless_server);
+    CHECK(homeless_server.done);
+    CHECK(homeless_server.result >= 0);
+    close(homeless_server.result);
+    close(homeless_server.fd);
+    close(homeless_caller.fd);
+    CHECK_EQ(worker_thread_count(), 0);
+}
+
+TEST_MAIN()
