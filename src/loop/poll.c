@@ -86,13 +86,15 @@ static bool busy_poll(AioContext *ctx, int64_t start, int64_t timeout_ns)
 {
     int64_t most = ctx->poll_ns;
     bool watching = fd_watching(ctx);
+    bool saw_idle = post_pending(&ctx->idle);
 
     if (timeout_ns >= 0 && timeout_ns < most) {
         most = timeout_ns;
     }
     do {
         for (unsigned turn = 0; turn < BUSY_TURNS; turn++) {
-            if (post_pending(&ctx->posted) ||
+            if (post_pending(&ctx->posted) || load_relaxed(&ctx->hurry) ||
+                (!saw_idle && post_pending(&ctx->idle)) ||
                 load_relaxed(&ctx->wake) != WAKE_AWAKE) {
                 return true;
             }

@@ -5,10 +5,14 @@
  * how these tests tell an idle one from an ordinary one, without a clock.
  */
 #include "harness.h"
+#include "loop/context.h"
 #include "loopthread.h"
 
 #include <coaio/bh.h>
 #include <coaio/context.h>
+#include <coaio/fd.h>
+#include <sched.h>
+#include <unistd.h>
 
 static AioContext *ctx;
 static int runs;
@@ -249,6 +253,92 @@ TEST(a_loop_that_sleeps_runs_it)
     }
     aio_bh_delete(bh);
     loop_thread_stop(&loop);
+}
+
+#define MINUTE INT64_C(60000000000)
+
+typedef struct Busy {
+    LoopThread loop;
+    int ends[2];
+    bool polls;    /* atomic; set while it polls busily */
+    unsigned runs; /* atomic */
+} Busy;
+
+static bool note_polling(void *opaque)
+{
+    Busy *busy = opaque;
+
+    store_relaxed(&busy->polls, true);
+    return false;
+}
+
+/* From the next pass on the loop looks for events for a minute. */
+static void be_busy(void *opaque)
+{
+    Busy *busy = opaque;
+    AioContext *own = busy->loop.ctx;
+
+    CHECK_EQ(aio_set_fd_handler(own, busy->ends[0], nothing, NULL, note_polling,
+                                NULL, busy),
+             0);
+    CHECK_EQ(aio_context_set_poll_params(own, MINUTE, 2, 2), 0);
+    own->poll_ns = MINUTE;
+}
+
+static void be_lazy(void *opaque)
+{
+    Busy *busy = opaque;
+
+    aio_set_fd_handler(busy->loop.ctx, busy->ends[0], NULL, NULL, NULL, NULL,
+                       NULL);
+}
+
+static void count_busy(void *opaque)
+{
+    Busy *busy = opaque;
+
+    fetch_add_relaxed(&busy->runs, 1u);
+}
+
+/* Return when the loop is in the midst of it. */
+static void await_polling(Busy *busy)
+{
+    store_relaxed(&busy->polls, false);
+    while (!load_relaxed(&busy->polls)) {
+        sched_yield();
+    }
+}
+
+/*
+ * A loop that polled busily did not look at idle bottom halves that came
+ * meanwhile, nor at those that became urgent: they waited until it was tired.
+ */
+TEST(a_busy_loop_runs_it)
+{
+    Busy busy = {.runs = 0};
+    AioBH *bh;
+
+    CHECK_EQ(pipe(busy.ends), 0);
+    loop_thread_start(&busy.loop, "busy");
+    bh = aio_bh_new(busy.loop.ctx, count_busy, &busy);
+    loop_call(busy.loop.ctx, be_busy, &busy);
+    for (unsigned i = 0; i < 20; i++) {
+        unsigned before = load_relaxed(&busy.runs);
+
+        await_polling(&busy);
+        aio_bh_schedule_idle(bh);
+        if (i % 2) {
+            aio_bh_schedule(bh);
+        }
+        while (load_relaxed(&busy.runs) == before) {
+            sched_yield();
+        }
+    }
+    loop_call(busy.loop.ctx, be_lazy, &busy);
+    aio_bh_delete(bh);
+    loop_thread_stop(&busy.loop);
+    close(busy.ends[0]);
+    close(busy.ends[1]);
 }
 
 TEST_MAIN()
