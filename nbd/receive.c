@@ -4,9 +4,11 @@
  *
  * A connection receives into a buffer of INPUT_SMALL bytes of its own.  A
  * client that streams small payloads, which a small buffer would cut into many
- * receives, is given one of INPUT_LARGE from the cache, and loses it when it
- * is quiet, so that idle connections cost little.  Large payloads go straight
- * to where they belong, with the buffer behind them to catch what follows.
+ * receives, is given one of INPUT_LARGE from the cache.  When it is silent, a
+ * timer of the thread takes the memory away from under the buffer, so that
+ * idle connections cost little, and busy ones no system call more.  Large
+ * payloads go straight to where they belong, with the buffer behind them to
+ * catch what follows.
  *
  * INVARIANTS
  *
@@ -18,7 +20,6 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <poll.h>
 #include <string.h>
 #include <sys/uio.h>
 
@@ -28,11 +29,11 @@
 #include "request.h"
 #include "server.h"
 
-/* A connection that is silent for so long gives its large buffer back. */
-#define LARGE_IDLE_NS INT64_C(100000000)
-
-/* So does one that did not need it so many times in a row. */
+/* A large buffer goes back that was not needed so many times in a row... */
 #define LARGE_QUIET 64
+
+/* ... and the memory of one that waits for between one and two of these. */
+#define SWEEP_NS INT64_C(1000000000)
 
 /* Payloads up to here are small: worth copying out of a large buffer. */
 #define SMALL_PAYLOAD ((size_t)32 << 10)
@@ -66,6 +67,35 @@ static void input_shrink(Connection *conn)
     in->quiet = 0;
 }
 
+/* In the I/O thread: see to those that wait with an empty large buffer. */
+static void sweep(void *opaque)
+{
+    ServerThread *thread = opaque;
+    bool any = false;
+
+    for (Connection *conn = thread->connections; conn; conn = conn->next) {
+        Input *in = &conn->in;
+
+        if (!in->large) {
+            continue;
+        }
+        any = true;
+        if (in->waiting && in->idle_sweeps++ == 1) {
+            buffer_discard(in->data, INPUT_LARGE);
+        }
+    }
+    if (any) {
+        aio_timer_mod_ns(&thread->sweep,
+                         aio_clock_ns(AIO_CLOCK_MONOTONIC) + SWEEP_NS);
+    }
+}
+
+void input_sweep_init(ServerThread *thread)
+{
+    aio_timer_init(&thread->sweep, thread->context, AIO_CLOCK_MONOTONIC, sweep,
+                   thread);
+}
+
 static void input_grow(Connection *conn)
 {
     Input *in = &conn->in;
@@ -82,6 +112,10 @@ static void input_grow(Connection *conn)
     in->end = length;
     in->large = true;
     in->quiet = 0;
+    if (!aio_timer_pending(&conn->thread->sweep)) {
+        aio_timer_mod_ns(&conn->thread->sweep,
+                         aio_clock_ns(AIO_CLOCK_MONOTONIC) + SWEEP_NS);
+    }
 }
 
 void input_clear(Connection *conn)
@@ -109,16 +143,6 @@ static void input_prepare(Connection *conn)
     }
     in->want_large = false;
     assert(in->start == 0 && in->end < in->size); /* invariant 2 */
-}
-
-/* Waits for a client that has a large buffer, and takes it away if that
- * takes long. */
-static void coroutine_fn input_wait_large(Connection *conn)
-{
-    if (input_length(&conn->in) == 0 &&
-        co_poll_fd(conn->fd, POLLIN, LARGE_IDLE_NS) == -ETIMEDOUT) {
-        input_shrink(conn);
-    }
 }
 
 /* The only place where a connection receives.  Returns bytes, or 0 when there
@@ -154,14 +178,12 @@ static bool coroutine_fn input_fill(Connection *conn)
     size_t got;
 
     input_prepare(conn);
-    if (in->large) {
-        conn->corked = false; /* invariant 1 */
-        reply_flush(conn);
-        input_wait_large(conn);
-    }
     iov.iov_base = in->data + in->end;
     iov.iov_len = in->size - in->end;
+    in->waiting = in->end == 0;
+    in->idle_sweeps = 0;
     got = receive(conn, &iov, 1);
+    in->waiting = false;
     in->end += got;
     in->quiet = input_length(in) > sizeof(conn->small) ? 0 : in->quiet + 1;
     return got > 0;

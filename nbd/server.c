@@ -38,6 +38,10 @@
 #define PAUSE_MIN_NS INT64_C(10000000)
 #define PAUSE_MAX_NS INT64_C(1000000000)
 
+/* Room for a batch of replies in a UNIX socket, whose buffer does not grow by
+ * itself as a TCP one's does; the system's limit may allow for less. */
+#define UNIX_SEND_BUFFER (512 << 10)
+
 /* Connections that one listener accepts before others have a turn. */
 #define ACCEPT_BURST 16
 
@@ -134,6 +138,7 @@ static bool start_threads(Server *server)
         thread->server = server;
         thread->context = iothread_context(thread->iothread);
         buffer_cache_init(&thread->buffers, thread->context);
+        input_sweep_init(thread);
         server->n_threads++;
     }
     return true;
@@ -167,10 +172,13 @@ static ServerThread *choose_thread(Server *server)
 static void set_socket_options(int fd, bool is_tcp)
 {
     int one = 1;
+    int size = UNIX_SEND_BUFFER;
 
     if (is_tcp) {
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
         setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one));
+    } else {
+        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
     }
 }
 
@@ -315,6 +323,7 @@ static void thread_clear(void *opaque)
     ServerThread *thread = opaque;
 
     assert(!thread->connections);
+    aio_timer_del(&thread->sweep);
     buffer_cache_clear(&thread->buffers);
     while (thread->free_requests) {
         Request *req = thread->free_requests;
