@@ -90,9 +90,19 @@ def a_full_tmpfs_and_zeroes_without_a_hole(box):
 @case
 def a_limit_of_file_size(box):
     """EFBIG is ENOSPC to a client, and the signal with it no end."""
-    server = box.disk_server(size=16 * MIB, limits={"fsize": 4 * MIB})
+    limited(box, box.image(size=16 * MIB))
+
+
+@case
+def a_limit_of_file_size_in_memory(box):
+    """Where transfers are made on another thread."""
+    limited(box, box.image(size=16 * MIB, at=box.memory_dir()))
+
+
+def limited(box, image):
+    server = box.server(f"disk={image}", limits={"fsize": 4 * MIB})
     with nbd.Client(server.address()) as client:
-        client.ready()
+        client.ready("disk")
         good = fill(client, 16 * MIB)
         eq(good, list(range(64)), "blocks that fitted")
         # Half of it fits; the request as a whole fails.

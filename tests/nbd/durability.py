@@ -201,6 +201,21 @@ def a_sync_that_began_before_does_not_serve(box):
 
 
 @case
+def one_open_file_description_serves_all_connections(box):
+    """What multi-conn rests on: an error of writing back is told to it once,
+    and a sync through it covers what all have written."""
+    server = box.disk_server(options=["--threads", 2])
+    clients = [box.closing(nbd.Client(server.address()).ready())
+               for _ in range(5)]
+    for client in clients:
+        assert client.flags & nbd.CAN_MULTI_CONN, "multi-conn is not offered"
+        eq(client.write(0, pattern(BLOCK), nbd.FLAG_FUA), nbd.OK, "WRITE")
+    folder = f"/proc/{server.process.pid}/fd"
+    links = [os.readlink(os.path.join(folder, fd)) for fd in os.listdir(folder)]
+    eq(links.count(server.image), 1, "descriptors of the image")
+
+
+@case
 def flush_on_a_read_only_export(box):
     image = box.image(data=pattern(MIB))
     server = box.server(f"disk={image},ro")

@@ -49,7 +49,7 @@ def send_quietly(client, data):
 @case
 def oversized_option_data(box):
     """The server says no and skips the data, or ends the connection."""
-    server = serve(box)
+    server = serve(box, "--handshake-timeout", 600)
     for option in (nbd.OPT_GO, nbd.OPT_LIST, nbd.OPT_SET_META_CONTEXT, 999):
         client = open_hello(box, server)
         send_quietly(client, nbd.pack_option(option, bytes(MIB)))
@@ -78,7 +78,7 @@ def check_rss(server, most):
 
 @case
 def export_name_that_is_too_long(box):
-    server = serve(box)
+    server = serve(box, "--handshake-timeout", 600)
     for length in 4097, 64 * KIB, 2 ** 32 - 1:
         client = open_hello(box, server)
         send_quietly(client, nbd.pack_option(nbd.OPT_EXPORT_NAME, b"x" * 4097,
@@ -130,7 +130,7 @@ def a_reasonable_number_of_options(box):
 @case
 def too_many_options(box):
     """A client that haggles for ever is dropped, however polite it is."""
-    server = serve(box)
+    server = serve(box, "--handshake-timeout", 600)
     client = open_hello(box, server)
     option = nbd.pack_option(nbd.OPT_LIST)
     for _ in range(100000):
@@ -207,7 +207,7 @@ def a_client_in_transmission_may_be_silent(box):
 
 @case
 def silent_clients_do_not_outlive_the_server(box):
-    server = serve(box)
+    server = serve(box, "--handshake-timeout", 600)
     for _ in range(10):
         box.closing(nbd.Client(server.address())).greeting()
     server.stop()
@@ -216,7 +216,7 @@ def silent_clients_do_not_outlive_the_server(box):
 @case
 def half_closed_in_the_middle_of_the_handshake(box):
     """Whole options are answered; a piece of one is not waited for."""
-    server = serve(box)
+    server = serve(box, "--handshake-timeout", 600)
     client = open_hello(box, server)
     client.send(nbd.pack_option(nbd.OPT_LIST) + b"IHAVE")
     client.half_close()

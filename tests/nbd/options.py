@@ -13,7 +13,7 @@ import socket
 import subprocess
 
 import nbdclient as nbd
-from nbdtest import (MIB, SERVER, case, eq, main, pattern, seconds, spawn,
+from nbdtest import (MIB, SERVER, Skip, case, eq, main, pattern, seconds, spawn,
                      wait_until)
 
 EXPORT = ["--export", "disk=memory:1M"]
@@ -54,6 +54,20 @@ def help_and_version(_box):
     code, out, err = call("--version")
     eq((code, err), (0, ""), "status and stderr of --version")
     assert re.fullmatch(r"coaio-nbd \d+\.\d+\.\d+\S*\n", out), out
+
+
+@case
+def the_man_page_knows_every_option(_box):
+    source = os.environ.get("COAIO_SOURCE_DIR")
+    if not source:
+        raise Skip("COAIO_SOURCE_DIR is not set")
+    with open(os.path.join(source, "nbd", "coaio-nbd.1")) as file:
+        page = file.read().replace("\\-", "-")
+    _, out, _ = call("--help")
+    for option in set(re.findall(r"--[a-z-]+", out)):
+        assert option in page, f"{option} is not in the man page"
+    for option in set(re.findall(r"--[a-z][a-z-]+", page)):
+        assert option in out, f"{option} is not in the help"
 
 
 @case

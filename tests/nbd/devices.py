@@ -1,0 +1,139 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""
+Block devices as exports: a loop device over a file, which only root can make.
+"""
+
+import os
+import random
+import subprocess
+
+import nbdclient as nbd
+import recorder
+from nbdtest import (KIB, MIB, Skip, case, eq, main, pattern, rounds, run,
+                     seed)
+
+SIZE = 16 * MIB
+
+
+def loop_device(box, read_only=False):
+    """Returns (device, file behind it)."""
+    if os.getuid() != 0:
+        raise Skip("only root can make a loop device")
+    image = box.image("behind.img", size=SIZE, data=pattern(MIB))
+    options = ["--read-only"] if read_only else []
+    try:
+        done = subprocess.run(["losetup", "--find", "--show", *options, image],
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              text=True)
+    except FileNotFoundError:
+        raise Skip("losetup is not installed") from None
+    if done.returncode != 0:
+        raise Skip(f"no loop device: {done.stderr.strip()}")
+    device = done.stdout.strip()
+    box.stack.callback(subprocess.run, ["losetup", "--detach", device],
+                       check=True)
+    return device, image
+
+
+def check_all_commands(client):
+    eq(client.size, SIZE, "size")
+    eq(client.read(0, MIB), pattern(MIB), "data")
+    for offset, length in ((MIB, MIB), (5 * MIB + 100, 70001), (SIZE - 1, 1)):
+        data = pattern(length, offset)
+        eq(client.write(offset, data, nbd.FLAG_FUA), nbd.OK, "WRITE")
+        eq(client.read(offset, length), data, "data")
+    for flags in 0, nbd.FLAG_NO_HOLE:
+        eq(client.write(0, pattern(MIB)), nbd.OK, "WRITE")
+        eq(client.zero(4096, 64 * KIB, flags), nbd.OK, "WRITE_ZEROES")
+        eq(client.zero(512 * KIB + 7, 1000, flags), nbd.OK, "WRITE_ZEROES")
+        expected = bytearray(pattern(MIB))
+        expected[4096:4096 + 64 * KIB] = bytes(64 * KIB)
+        expected[512 * KIB + 7:512 * KIB + 1007] = bytes(1000)
+        eq(client.read(0, MIB), expected, "data")
+    eq(client.trim(8 * MIB + 1, MIB), nbd.OK, "TRIM")
+    eq(client.cache(0, MIB), nbd.OK, "CACHE")
+    eq(client.flush(), nbd.OK, "FLUSH")
+    eq(client.write(SIZE - 1, b"xy"), nbd.ENOSPC, "WRITE behind the end")
+    eq(sum(e.length for e in client.status(0, SIZE)), SIZE, "extents")
+
+
+@case
+def all_commands(box):
+    device, _ = loop_device(box)
+    for options in [], ["--direct"]:
+        server = box.server(f"disk={device}", options=options)
+        with nbd.Client(server.address()) as client:
+            client.ready("disk")
+            check_all_commands(client)
+            eq(client.write(0, pattern(MIB)), nbd.OK, "WRITE")
+            client.disconnect()
+        server.stop()
+
+
+@case
+def writes_of_any_alignment_past_the_page_cache(box):
+    device, image = loop_device(box)
+    server = box.server(f"disk={device}", options=["--direct"])
+    random_ = random.Random(seed())
+    model = bytearray(pattern(MIB) + bytes(MIB))
+    with nbd.Client(server.address()) as client:
+        client.ready("disk")
+        for _ in range(rounds(200)):
+            length = random_.choice([1, 511, 512, 4096, 5000, 65536])
+            at = random_.randrange(len(model) - length)
+            data = random_.randbytes(length)
+            eq(client.write(at, data), nbd.OK, "WRITE")
+            model[at:at + length] = data
+        eq(client.flush(), nbd.OK, "FLUSH")
+        eq(client.read(0, len(model)), model, "data")
+        client.disconnect()
+    server.stop()
+    with open(image, "rb") as file:
+        eq(file.read(len(model)), bytes(model), "the file behind it")
+
+
+@case
+def a_device_that_is_read_only(box):
+    """It can be served as such, and is refused otherwise."""
+    device, _ = loop_device(box, read_only=True)
+    server = box.server(f"disk={device},ro")
+    with nbd.Client(server.address()) as client:
+        client.ready("disk")
+        eq(client.read(0, MIB), pattern(MIB), "data")
+        eq(client.write(0, b"x"), nbd.EPERM, "WRITE")
+        client.disconnect()
+
+
+@case
+def durability(box):
+    device, _ = loop_device(box)
+    shim = box.shim(record=True)
+    server = box.server(f"disk={device}", shim=shim)
+    with nbd.Client(server.address()) as client:
+        client.ready("disk")
+        for i in range(20):
+            eq(client.write(i * 4096, pattern(4096, i)), nbd.OK, "WRITE")
+            eq(client.flush(), nbd.OK, "FLUSH")
+            eq(client.write(MIB + i * 4096, pattern(4096, i), nbd.FLAG_FUA),
+               nbd.OK, "WRITE with FUA")
+        client.disconnect()
+    server.stop()
+    report = recorder.check_durability(recorder.Recording.load(shim.log_path),
+                                       os.stat(device).st_ino)
+    eq(report.violations, [], "violations")
+    eq((report.flushes, report.fuas), (20, 20), "flushes and FUA")
+
+
+@case
+def qemu_img(box):
+    device, _ = loop_device(box)
+    server = box.server(f"disk={device}")
+    source = box.image("source", size=SIZE, data=pattern(4 * MIB, 1))
+    run("qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", source,
+        server.uri("disk"))
+    run("qemu-img", "compare", "-f", "raw", "-F", "raw", source,
+        server.uri("disk"))
+
+
+main()
