@@ -12,8 +12,8 @@
  *   thread, for good.  A thread has at most one context.  An IOThread
  *   (iothread.h) is a thread that polls a context of its own.
  *
- *   Contexts are reference-counted.  A coroutine that has been started holds
- *   a reference on its home until it finishes or moves.  When the last
+ *   Contexts are reference-counted.  A coroutine holds a reference on its home
+ *   until it finishes, moves or is deleted.  When the last
  *   reference goes, bottom halves, fd handlers or armed timers that are left
  *   are misuse: each is named, and the process aborts.
  *
@@ -36,13 +36,14 @@
  *   aio_context_ref/unref            yes          yes         yes         no
  *   aio_context_attach               yes          no          (1)         no
  *   aio_context_current              yes          yes         yes         no
- *   aio_context_main                 yes          yes         yes         no
+ *   aio_context_main                 yes          yes (2)     yes         no
  *   aio_context_engine               yes          yes         yes         no
  *   aio_context_set_poll_params      yes          yes         yes         no
  *   aio_poll                         yes          no          (1)         no
  *   aio_notify                       yes          yes         yes         yes
  *
  *   (1) only while the context is unbound, and this binds it
+ *   (2) not for the first call, which binds it to the thread
  */
 #ifndef COAIO_CONTEXT_H
 #define COAIO_CONTEXT_H
@@ -121,7 +122,7 @@ COAIO_API int aio_context_set_poll_params(AioContext *ctx, int64_t max_ns,
                                           int64_t grow, int64_t shrink);
 
 /**
- * Make one pass.  With blocking, wait until there is something to do or
+ * Make one pass; the caller holds a reference.  With blocking, wait until there is something to do or
  * aio_notify() is called.
  *
  * Returns whether any callback, coroutine or handler ran.  A blocking pass

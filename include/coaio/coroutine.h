@@ -92,7 +92,8 @@ typedef struct CoroutineOptions {
 
 /**
  * Create a coroutine that will run entry(opaque) when it is entered first.
- * Its home is the calling thread's context.  Aborts when memory runs out.
+ * Its home is the calling thread's context, which stays as long as coroutines
+ * live there.  Aborts when memory runs out.
  *
  * Returns a coroutine that belongs to the caller until it is entered or woken.
  */
@@ -119,6 +120,9 @@ COAIO_API void coroutine_delete(Coroutine *co);
  * Run co until it yields or finishes.  When the caller is not itself in a
  * coroutine, the coroutines that co woke in this context have run, too, when
  * the call returns (wake.h).
+ *
+ * To move a parked coroutine here from another context (see "Home"), first make
+ * sure that the call which entered it there last has returned.
  *
  * Aborts if co is entered already, is scheduled or woken and has not run yet,
  * has finished, or has a home while the calling thread has no context.

@@ -94,6 +94,9 @@ COAIO_API int coroutine_fn co_fallocate(int fd, int mode, off_t offset,
  * A transfer that a worker has begun ends first.  A descriptor on which
  * coroutines have waited should be closed so.
  *
+ * A call that another thread begins at the same time may be too late: as with
+ * close(2), it finds the number closed, or used for something else.
+ *
  * Returns 0, or what close(2) reported; fd is closed in any case.
  */
 COAIO_API int coroutine_fn co_close(int fd);

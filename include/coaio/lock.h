@@ -65,7 +65,8 @@ template <typename Null> static inline CoLock co_lock_from(Null null)
     static_assert(std::is_same<Null, std::nullptr_t>::value ||
                       std::is_integral<Null>::value,
                   "a lock is a CoMutex *, a pthread_mutex_t * or NULL");
-    return co_lock_from_null(null == 0 ? nullptr : (void *)1);
+    return co_lock_from_null(null == 0 ? nullptr
+                                       : reinterpret_cast<void *>(1));
 }
 
 #define CO_LOCK(lock) co_lock_from(lock)

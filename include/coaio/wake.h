@@ -48,8 +48,9 @@ COAIO_API void aio_co_wake(Coroutine *co);
 
 /**
  * Make ctx the home of co and resume it there, in turn with what was posted
- * to ctx before; never within the call.  co may have no home yet, be new, be
- * parked or be about to yield: then it moves when it has yielded.
+ * to ctx before; never within the call.  co may be new, parked, or about to
+ * yield: then it moves when it has yielded.  Only one without a home must have
+ * returned to the one who entered it, or be entered on this thread.
  */
 COAIO_API void aio_co_schedule(AioContext *ctx, Coroutine *co);
 

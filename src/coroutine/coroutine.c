@@ -29,6 +29,7 @@
 #include <stdio.h>
 #include <string.h>
 
+AioContext *(*coroutine_current_context)(void);
 void (*coroutine_hold_home)(CoHome *home);
 void (*coroutine_leave_home)(CoHome *home);
 
@@ -182,6 +183,7 @@ void coroutine_count_out(OsThread *thread, Coroutine *co)
 
 AioContext *coroutine_context(const Coroutine *co)
 {
+    os_check_fork("coroutine_context");
     coroutine_check_live(co, "coroutine_context");
     return (AioContext *)(void *)co->home;
 }
@@ -202,6 +204,16 @@ static inline Coroutine *pool_take(OsThread *thread)
     return pool_refill(thread);
 }
 
+/* co has come to life on the thread of its home. */
+static inline void settle(Coroutine *co)
+{
+    if (unlikely(load_acquire(&co->home->closed))) {
+        store_relaxed(&co->home,
+                      (CoHome *)(void *)coroutine_current_context());
+    }
+    coroutine_count_in(co);
+}
+
 /* Make a free slot a new coroutine. */
 static inline void coroutine_setup(OsThread *thread, Coroutine *co,
                                    CoroutineEntry *entry, void *opaque)
@@ -213,6 +225,9 @@ static inline void coroutine_setup(OsThread *thread, Coroutine *co,
     co->opaque = opaque;
     co->name = NULL;
     store_relaxed(&co->home, (CoHome *)(void *)thread->context);
+    if (co->home) {
+        settle(co);
+    }
     store_relaxed(&co->state, COROUTINE_NEW);
 }
 
@@ -281,6 +296,7 @@ void coroutine_delete(Coroutine *co)
 {
     CoroutineLabel label;
 
+    os_check_fork("coroutine_delete");
     coroutine_check_live(co, "coroutine_delete");
     if (load_relaxed(&co->state) != COROUTINE_NEW) {
         misuse("coroutine_delete: %s has begun, and ends only by returning "
@@ -288,6 +304,10 @@ void coroutine_delete(Coroutine *co)
                coroutine_label(co, &label));
     }
     coroutine_claim(co, "coroutine_delete");
+    if (co->counted) {
+        co->counted = false;
+        coroutine_leave_home(co->home); /* may be all that it waited for */
+    }
     store_relaxed(&co->scheduled, NULL);
     store_relaxed(&co->state, COROUTINE_FREE);
     recycle(co);
@@ -500,17 +520,20 @@ void coroutine_main(void)
 
 Coroutine *coroutine_self(void)
 {
+    os_check_fork("coroutine_self");
     return os_thread()->current;
 }
 
 bool coroutine_entered(const Coroutine *co)
 {
+    os_check_fork("coroutine_entered");
     coroutine_check_live(co, "coroutine_entered");
     return load_relaxed(&co->state) == COROUTINE_ENTERED;
 }
 
 const char *coroutine_name(const Coroutine *co)
 {
+    os_check_fork("coroutine_name");
     coroutine_check_live(co, "coroutine_name");
     return co->name;
 }

@@ -41,6 +41,7 @@ typedef struct CoHome {
     long population;   /* home thread only: came or started, minus ended */
     long emigrated;    /* atomic: left while another thread entered them */
     int held;          /* atomic; 1: the count holds a reference */
+    int closed;        /* atomic; nothing lives here any more */
     char name[32];     /* for reports */
 } CoHome;
 
@@ -66,7 +67,7 @@ struct Coroutine {
     uint8_t state;          /* CoroutineState; the holder's */
     uint8_t size_class;     /* of the stack; never changes */
     bool unguarded;         /* the stack has no guard; never changes */
-    bool counted;           /* in home->population */
+    bool counted;           /* in home->population; false only on a move */
     unsigned locks_held;    /* its own */
 
     CoroutineEntry *entry;
@@ -119,11 +120,17 @@ typedef struct CoroutineLabel {
 const char *coroutine_label(const Coroutine *co, CoroutineLabel *label);
 
 /*
- * Count co in or out of its home: in when it first runs there, on the home's
- * thread; out when it ends or moves away, on any.
+ * Count co in or out of its home: in when it is created or arrives there, on
+ * the home's thread; out when it ends or moves away, on any.
  */
 void coroutine_count_in(Coroutine *co);
 void coroutine_count_out(OsThread *thread, Coroutine *co);
+
+/*
+ * Set by the loop before any home exists: what is the thread's context, now
+ * that the one which it had was closed.
+ */
+extern AioContext *(*coroutine_current_context)(void);
 
 /*
  * Set by the loop before any home exists.  hold is called before a coroutine

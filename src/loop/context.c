@@ -18,6 +18,7 @@
 #include "os/event.h"
 #include "os/memory.h"
 
+#include <coaio/wait.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -102,7 +103,7 @@ static void context_close(AioContext *ctx)
                "delete them first",
                context_label(ctx, &label), left);
     }
-    store_release(&ctx->closed, 1);
+    store_release(&ctx->home.closed, 1);
     if (context_is_home(ctx, thread) && ctx->depth == 0) {
         unbind(thread);
     }
@@ -111,7 +112,7 @@ static void context_close(AioContext *ctx)
 
 void context_leave_pass(AioContext *ctx)
 {
-    if (--ctx->depth == 0 && unlikely(load_relaxed(&ctx->closed))) {
+    if (--ctx->depth == 0 && unlikely(load_relaxed(&ctx->home.closed))) {
         unbind(os_thread());
         context_reap();
     }
@@ -129,8 +130,10 @@ static void drop_handle(AioContext *ctx)
 
 AioContext *aio_context_ref(AioContext *ctx)
 {
-    unsigned long handles = fetch_add_relaxed(&ctx->handles, 1UL);
+    unsigned long handles;
 
+    os_check_fork("aio_context_ref");
+    handles = fetch_add_relaxed(&ctx->handles, 1UL);
     if (handles == 0) {
         misuse("aio_context_ref: context %p has no references left: it is "
                "gone",
@@ -202,42 +205,43 @@ static void leave_home(CoHome *home)
     fence_seq_cst_after_rmw();
     context_release_population(ctx);
     context_unpin(ctx);
+    context_reap();
 }
 
 /* --- making one ----------------------------------------------------------*/
 
 void context_stop(AioContext *ctx)
 {
+    context_pin(ctx);
     os_mutex_lock(&ctx->lock);
     /* Release: who finds it stopped may do what the home thread did. */
     store_release(&ctx->stopped, 1);
     os_mutex_unlock(&ctx->lock);
     timer_stopped(ctx);
     /*
+     * From here on this thread is as any other to ctx: it resumes nothing
+     * there, and counts out atomically.
+     */
+    unbind(os_thread());
+    /*
      * [stop/A] Say that nothing runs here any more, then look at what was
-     * posted, and at how many coroutines are left (thread_exit()).  Pairs with
-     * [stop/B] in notify_or_sweep() and [stop/C] in leave_home().
+     * posted, and at how many coroutines are left.  Pairs with [stop/B] in
+     * notify_or_sweep() and [stop/C] in leave_home().
      */
     fence_seq_cst();
     wake_sweep_stopped(ctx);
+    aio_wait_kick(); /* who waits for something that will not come */
+    context_release_population(ctx);
+    context_unpin(ctx);
+    context_reap();
 }
 
 /* A thread ends: its context, if any, stays without a thread. */
 static void thread_exit(OsThread *thread)
 {
-    AioContext *ctx = thread->context;
-
-    if (!ctx) {
-        return;
-    }
-    if (!load_relaxed(&ctx->stopped)) {
-        context_stop(ctx);
-    }
-    context_release_population(ctx);
     if (thread->context) {
-        unbind(thread);
+        context_stop(thread->context);
     }
-    context_reap();
 }
 
 static void setup_once(void)
@@ -245,6 +249,7 @@ static void setup_once(void)
     os_mutex_lock(&setup_lock);
     if (!setup_done) {
         setup_done = true;
+        coroutine_current_context = aio_context_current;
         coroutine_hold_home = hold_home;
         coroutine_leave_home = leave_home;
         os_thread_on_exit(thread_exit);
@@ -277,6 +282,7 @@ int aio_context_new(AioContext **out, const AioContextOptions *options)
         return -EINVAL;
     }
     setup_once();
+    os_thread_prepare(os_thread()); /* children are recognised from now on */
     context_reap();
     ctx = os_alloc(sizeof(*ctx));
     if (!ctx) {
@@ -354,7 +360,9 @@ AioContext *aio_context_current(void)
 {
     OsThread *thread = os_thread();
 
-    if (thread->context && unlikely(load_acquire(&thread->context->closed))) {
+    os_check_fork("aio_context_current");
+    if (thread->context &&
+        unlikely(load_acquire(&thread->context->home.closed))) {
         unbind(thread);
         context_reap();
     }

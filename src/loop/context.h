@@ -40,7 +40,6 @@ struct AioContext {
     CoHome home;             /* first: what coroutine/ sees */
 
     unsigned long handles;   /* atomic; see REFERENCES */
-    int closed;              /* atomic; handles reached 0 */
     int stopped;             /* atomic; its I/O thread has ended */
     uint64_t lost_wakeups;   /* atomic; wake-ups that came after stopped */
     OsThread *thread;        /* atomic; bound to it, or NULL; never followed
@@ -100,8 +99,8 @@ void context_release_population(AioContext *ctx);
 /* A pass ends: ctx may have been closed in it, and goes then. */
 void context_leave_pass(AioContext *ctx);
 
-/* Its thread ends: nothing runs in it any more.  Home thread, outside passes;
- * the last that it does with ctx but for letting go of it. */
+/* Its thread ends: nothing runs in it any more, and the thread lets go of it.
+ * Home thread, outside passes. */
 void context_stop(AioContext *ctx);
 
 /* "name" or "context 0x..." for messages. */

@@ -60,7 +60,8 @@ static void run_until_stopped(IOThread *iothread)
     while (!load_acquire(&iothread->stopping)) {
         aio_poll(ctx, true);
     }
-    while (aio_poll(ctx, false) && passes < LAST_PASSES) {
+    while ((aio_poll(ctx, false) || context_prepare(ctx) == 0) &&
+           passes < LAST_PASSES) {
         passes++;
     }
 }
@@ -192,11 +193,15 @@ static void report_one(Coroutine *co, void *opaque)
      * change, so what is read of them is what is.
      */
     if (load_relaxed(&co->home) != &census->ctx->home ||
-        load_relaxed(&co->state) != COROUTINE_PARKED ||
         census->lines >= REPORT_LINES) {
         return;
     }
     census->lines++;
+    if (load_relaxed(&co->state) == COROUTINE_NEW) {
+        warn_line("iothread_stop: %s is left: it was never entered",
+                  coroutine_label(co, &label));
+        return;
+    }
     wait = co->wait;
     if (!wait) {
         warn_line("iothread_stop: %s is left: it has yielded by itself",
@@ -279,8 +284,10 @@ size_t iothread_stop(IOThread *iothread)
 
 IOThread *iothread_ref(IOThread *iothread)
 {
-    unsigned long refs = fetch_add_relaxed(&iothread->refs, 1UL);
+    unsigned long refs;
 
+    os_check_fork("iothread_ref");
+    refs = fetch_add_relaxed(&iothread->refs, 1UL);
     if (refs == 0) {
         misuse("iothread_ref: the I/O thread %p has no references left: it is "
                "gone",
@@ -310,5 +317,6 @@ void iothread_unref(IOThread *iothread)
 
 AioContext *iothread_context(IOThread *iothread)
 {
+    os_check_fork("iothread_context");
     return iothread->ctx;
 }

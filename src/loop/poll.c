@@ -76,6 +76,15 @@ bool context_dispatch(AioContext *ctx)
     return ctx->ran != before;
 }
 
+/*
+ * Whether a sleep of timeout_ns is no longer than idle bottom halves may wait:
+ * else one that is scheduled since context_prepare() must cut it short.
+ */
+static bool short_enough(int64_t timeout_ns)
+{
+    return timeout_ns >= 0 && timeout_ns <= IDLE_NS;
+}
+
 /* --- busy polling --------------------------------------------------------*/
 
 /*
@@ -86,7 +95,7 @@ static bool busy_poll(AioContext *ctx, int64_t start, int64_t timeout_ns)
 {
     int64_t most = ctx->poll_ns;
     bool watching = fd_watching(ctx);
-    bool saw_idle = post_pending(&ctx->idle);
+    bool saw_idle = short_enough(timeout_ns);
 
     if (timeout_ns >= 0 && timeout_ns < most) {
         most = timeout_ns;
@@ -149,8 +158,7 @@ int aio_context_set_poll_params(AioContext *ctx, int64_t max_ns, int64_t grow,
 
 static void wait_sleeping(AioContext *ctx, int64_t timeout_ns)
 {
-    bool saw_idle = post_pending(&ctx->idle);
-    bool sleep = notify_prepare_sleep(ctx, saw_idle);
+    bool sleep = notify_prepare_sleep(ctx, short_enough(timeout_ns));
 
     ctx->poller.ops->wait(ctx, sleep ? timeout_ns : 0);
     if (sleep) {
@@ -201,10 +209,16 @@ static COLD NORETURN void misuse_in_coroutine(AioContext *ctx)
 bool aio_poll(AioContext *ctx, bool blocking)
 {
     OsThread *thread = os_thread();
+    CoroutineLabel label;
     int64_t timeout_ns;
     bool progress;
 
     os_check_fork("aio_poll");
+    if (unlikely(load_acquire(&ctx->home.closed))) {
+        misuse("aio_poll: the last reference to %s has gone: keep one while "
+               "you poll",
+               context_label(ctx, &label));
+    }
     if (unlikely(thread->current != NULL)) {
         misuse_in_coroutine(ctx);
     }

@@ -13,8 +13,8 @@
  * INVARIANTS
  *
  *   1. waiters is the number of AioWaiters between begin and end.
- *   2. A waiter with a context is in pollers between begin and end, and its
- *      context lives as long, since its thread is here.
+ *   2. A waiter with a context is in pollers between begin and end, and pins
+ *      the context as long.
  *
  * PROTOCOL AND MEMORY ORDER
  *
@@ -94,10 +94,11 @@ void aio_wait_begin(AioWaiter *waiter, AioContext *ctx)
 {
     os_check_fork("aio_wait_while");
     check_outside_coroutine("aio_wait_while", ctx);
-    waiter->own_ = os_thread()->context;
+    waiter->own_ = aio_context_current();
     waiter->target_ = ctx;
     waiter->seen_ = 0;
     if (waiter->own_) {
+        context_pin(waiter->own_); /* INVARIANTS 2 */
         pollers_add(waiter);
     }
     /*
@@ -119,7 +120,8 @@ void aio_wait_prepare(AioWaiter *waiter)
 
 void aio_wait_step(AioWaiter *waiter)
 {
-    if (!waiter->own_) {
+    /* A context that somebody else has closed cannot be polled any more. */
+    if (!aio_context_current()) {
         os_futex_wait(&epoch, waiter->seen_, -1);
         return;
     }
@@ -131,6 +133,8 @@ void aio_wait_end(AioWaiter *waiter)
 {
     if (waiter->own_) {
         pollers_remove(waiter);
+        context_unpin(waiter->own_);
+        context_reap();
     }
     fetch_sub_relaxed(&waiters, 1);
 }
@@ -176,17 +180,28 @@ static void wait_bh_run(void *opaque)
     aio_wait_kick();
 }
 
+static COLD NORETURN void misuse_never_runs(AioContext *ctx, AioBHFunc *cb)
+{
+    CoroutineLabel label;
+
+    misuse("aio_wait_bh_oneshot for %s, which has stopped: the callback %p "
+           "would never run",
+           context_label(ctx, &label), (void *)(uintptr_t)cb);
+}
+
 void aio_wait_bh_oneshot(AioContext *ctx, AioBHFunc *cb, void *opaque)
 {
     WaitBH bh = {.cb = cb, .opaque = opaque};
-    CoroutineLabel label;
 
+    os_check_fork("aio_wait_bh_oneshot");
     check_outside_coroutine("aio_wait_bh_oneshot", ctx);
     if (unlikely(load_acquire(&ctx->stopped))) {
-        misuse("aio_wait_bh_oneshot for %s, which has stopped: the callback "
-               "%p would never run",
-               context_label(ctx, &label), (void *)(uintptr_t)cb);
+        misuse_never_runs(ctx, cb);
     }
     aio_bh_schedule_oneshot_embedded(ctx, &bh.storage, wait_bh_run, &bh);
-    aio_wait_while(ctx, !load_acquire(&bh.done));
+    aio_wait_while(ctx, !load_acquire(&bh.done) &&
+                            !load_acquire(&ctx->stopped));
+    if (unlikely(!load_acquire(&bh.done))) {
+        misuse_never_runs(ctx, cb);
+    }
 }

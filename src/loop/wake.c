@@ -14,9 +14,9 @@
  * A coroutine may only be moved when its stack is quiet.  Who holds the claim
  * knows that it is if the coroutine was never entered, if this is its home's
  * thread (or it has no home: then its callers come one after the other) and it
- * is not entered, or if its home's thread has ended.  Otherwise
- * it is moved later: by its own yield (on_yield), if it is entered on this
- * thread, or by its home's thread, to which it is posted for that (forward()).
+ * is not entered, or if its home's thread has ended.  Otherwise it is moved
+ * later: by its own yield (on_yield), if it is entered on this thread, or by
+ * its home's thread, to which it is posted for that (forward()).
  *
  * A coroutine on its way to another context holds a reference on that
  * (REFERENCES in context.h), until it counts there.
@@ -198,7 +198,7 @@ static void move_now(Coroutine *co)
     AioContext *target = container_of(co->target, AioContext, home);
     AioContext *home = home_of(co);
 
-    invariant(context_is_home(home, os_thread()) ||
+    invariant(!home || context_is_home(home, os_thread()) ||
               load_acquire(&home->stopped));
     co->target = NULL;
     move_and_post(co, target);
@@ -221,7 +221,10 @@ static void resolve_late(AioContext *ctx, Post *post)
     }
     fetch_add_relaxed(&ctx->lost_wakeups, (uint64_t)1);
     if (post->run == run_arrived) {
-        aio_context_unref(ctx); /* what it held on its way */
+        Coroutine *co = container_of(post, Coroutine, post);
+
+        store_relaxed(&co->home, NULL); /* it never came to live here */
+        aio_context_unref(ctx);         /* what it held on its way */
     }
 }
 
@@ -268,6 +271,30 @@ static bool quiet(const OsThread *thread, const Coroutine *co)
     return load_acquire(&home->stopped);
 }
 
+/* Whether co is the coroutine that runs on this thread, or has entered it. */
+static bool entered_here(const OsThread *thread, const Coroutine *co)
+{
+    const Coroutine *entered = thread->current;
+
+    while (entered && entered != co) {
+        entered = entered->caller;
+    }
+    return entered != NULL;
+}
+
+/*
+ * Without a home there is no thread that could be asked to move co when it
+ * has yielded; and to look from here whether it has is a race.
+ */
+static COLD NORETURN void misuse_runs_elsewhere(const Coroutine *co)
+{
+    CoroutineLabel label;
+
+    misuse("%s: %s has no home and runs on another thread: it can only be "
+           "moved when it has returned to the one who entered it",
+           load_relaxed(&co->scheduled), coroutine_label(co, &label));
+}
+
 /* co is claimed. */
 static void schedule_claimed(AioContext *ctx, Coroutine *co)
 {
@@ -277,6 +304,9 @@ static void schedule_claimed(AioContext *ctx, Coroutine *co)
     if (home == ctx || quiet(thread, co)) {
         move_and_post(co, ctx);
         return;
+    }
+    if (unlikely(!home && !entered_here(thread, co))) {
+        misuse_runs_elsewhere(co);
     }
     aio_context_ref(ctx);
     co->target = &ctx->home;
@@ -323,6 +353,7 @@ void co_reschedule_self(AioContext *ctx)
 {
     Coroutine *co = coroutine_self();
 
+    os_check_fork("co_reschedule_self");
     if (!co) {
         misuse("co_reschedule_self: called outside a coroutine");
     }

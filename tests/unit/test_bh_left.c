@@ -163,7 +163,7 @@ TEST(deleted_ones_are_not_left)
     aio_context_unref(ctx);
 }
 
-TEST(a_new_coroutine_is_not_left)
+TEST(a_new_coroutine_keeps_its_home)
 {
     AioContext *ctx = new_named("empty");
     Coroutine *co;

@@ -186,7 +186,7 @@ TEST(a_pin_keeps_the_memory_only)
     context_pin(ctx);
     aio_context_unref(ctx);
     check_alive(1);
-    CHECK_EQ(load_relaxed(&ctx->closed), 1);
+    CHECK_EQ(load_relaxed(&ctx->home.closed), 1);
     aio_notify(ctx);
     context_unpin(ctx);
     context_reap();
@@ -195,7 +195,7 @@ TEST(a_pin_keeps_the_memory_only)
 
 /* --- coroutines -----------------------------------------------------------*/
 
-TEST(a_new_coroutine_keeps_nothing)
+TEST(a_new_coroutine_keeps_its_home)
 {
     AioContext *ctx;
     Coroutine *co;
@@ -205,8 +205,9 @@ TEST(a_new_coroutine_keeps_nothing)
     aio_context_attach(ctx);
     co = coroutine_create(park, NULL);
     aio_context_unref(ctx);
-    check_alive(0);
+    check_alive(1);
     coroutine_delete(co);
+    check_alive(0);
 }
 
 TEST(a_parked_coroutine_keeps_its_home)

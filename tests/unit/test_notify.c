@@ -257,7 +257,8 @@ TEST(a_chain_of_wakeups_costs_one_for_each_context)
     for (int i = 0; i < MANY; i++) {
         co[i] = coroutine_create(park, &runs);
         if (i % 2) {
-            co[i]->home = &other->home; /* new, so nobody has counted it */
+            coroutine_count_out(os_thread(), co[i]);
+            co[i]->home = &other->home; /* not counted, as on a move */
         } else {
             coroutine_enter(co[i]);
         }
