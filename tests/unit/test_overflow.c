@@ -15,6 +15,7 @@
 #include <setjmp.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 static void install(void)
@@ -166,12 +167,20 @@ static void set_own_handler(void)
     CHECK_EQ(sigaction(SIGBUS, &action, NULL), 0);
 }
 
+/* A page that nothing else comes to lie on. */
+static char *forbidden(void)
+{
+    char *page = mmap(NULL, os_page_size(), PROT_NONE,
+                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    CHECK(page != MAP_FAILED);
+    return page;
+}
+
 TEST(other_faults_go_to_the_handler_before)
 {
-    char *nowhere = os_map(os_page_size(), os_page_size());
+    char *nowhere = forbidden();
 
-    CHECK(nowhere != NULL);
-    os_unmap(nowhere, os_page_size());
     set_own_handler();
     install();
     if (sigsetjmp(recovery, 1) == 0) {
@@ -192,9 +201,8 @@ static void hit_nowhere(void *opaque)
 
 TEST(also_from_a_coroutine)
 {
-    char *nowhere = os_map(os_page_size(), os_page_size());
+    char *nowhere = forbidden();
 
-    os_unmap(nowhere, os_page_size());
     set_own_handler();
     install();
     install();
