@@ -663,6 +663,29 @@ TEST(a_stale_registration_waits_until_a_new_set_can_be_had)
     close_context();
 }
 
+ON_EACH_ENGINE(a_socket_may_come_back_under_its_number)
+{
+    Pair pair;
+    int copy;
+
+    open_context(engine);
+    pair_open(&pair);
+    set_read(&pair);
+    copy = dup(pair.fd);
+    CHECK(copy >= 0);
+    close(pair.fd);
+    unset(&pair); /* epoll does not let go of it: there is no number */
+    CHECK_EQ(dup2(copy, pair.fd), pair.fd);
+    set_read(&pair);
+    poke(&pair);
+    CHECK(aio_poll(ctx, true));
+    CHECK_EQ(pair.reads, 1);
+    unset(&pair);
+    close(copy);
+    pair_close(&pair);
+    close_context();
+}
+
 ON_EACH_ENGINE(two_numbers_of_one_socket_have_handlers_each)
 {
     Pair a, b;

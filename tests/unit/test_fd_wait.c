@@ -266,6 +266,47 @@ ON_EACH_ENGINE(a_hangup_without_waiters_costs_no_pass)
     close_context();
 }
 
+typedef struct Blocking {
+    int fd;
+    unsigned runs;
+} Blocking;
+
+static void drain_and_block(void *opaque)
+{
+    Blocking *blocking = opaque;
+
+    drain(blocking->fd);
+    blocking->runs++;
+    aio_poll(ctx, true);
+}
+
+ON_EACH_ENGINE(a_nested_blocking_pass_wakes_what_is_due)
+{
+    Blocking blocking = {0};
+    int a[2], b[2];
+    Waiter w;
+
+    open_context(engine);
+    open_pair(a);
+    open_pair(b);
+    blocking.fd = a[0];
+    CHECK_EQ(aio_set_fd_handler(ctx, a[0], drain_and_block, NULL, NULL, NULL,
+                                &blocking),
+             0);
+    w = waiter(b[0], POLLIN);
+    begin(&w);
+    /* The handler runs first; nothing else would end its pass. */
+    poke(a[1]);
+    poke(b[1]);
+    CHECK(aio_poll(ctx, true));
+    CHECK_EQ(blocking.runs, 1);
+    CHECK_EQ(w.result, POLLIN);
+    CHECK_EQ(aio_set_fd_handler(ctx, a[0], NULL, NULL, NULL, NULL, NULL), 0);
+    close_pair(a);
+    close_pair(b);
+    close_context();
+}
+
 /* --- timeouts -------------------------------------------------------------*/
 
 ON_EACH_ENGINE(times_out)

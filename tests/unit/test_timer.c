@@ -44,6 +44,7 @@ typedef struct Noted {
     struct Noted *kill;  /* to delete, or NULL */
     struct Noted *move;  /* to arm at NEVER, or NULL */
     bool poll;           /* make a nested pass */
+    bool block;          /* which may block */
 } Noted;
 
 static int log_ids[4 * MANY];
@@ -71,7 +72,7 @@ static void note(void *opaque)
         aio_timer_mod_ns(&noted->move->timer, NEVER);
     }
     if (noted->poll) {
-        aio_poll(ctx, false);
+        aio_poll(ctx, noted->block);
     }
 }
 
@@ -230,6 +231,7 @@ TEST(a_nested_blocking_pass_does_not_wait_for_what_is_left)
     arm_noted(&a, 1, 10);
     arm_noted(&b, 2, 20);
     a.poll = true;
+    a.block = true;
     CHECK(aio_poll(ctx, true));
     CHECK_LOG(1, 2);
     close_context();

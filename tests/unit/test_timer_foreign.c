@@ -479,6 +479,52 @@ TEST(one_whose_thread_has_ended_can_be_deleted)
     aio_context_unref(home.ctx);
 }
 
+/* A thread that arms a timer and then ends without another pass. */
+typedef struct Leaver {
+    AioContext *ctx;
+    Foreign f;
+    sem_t armed;
+    sem_t go_on;
+} Leaver;
+
+static void leave(void *opaque)
+{
+    Leaver *leaver = opaque;
+
+    aio_context_attach(leaver->ctx);
+    init_foreign(&leaver->f, leaver->ctx);
+    aio_timer_mod_ns(&leaver->f.timer, 1);
+    gate_open(&leaver->armed);
+    gate_pass(&leaver->go_on);
+}
+
+static void delete_left(void *opaque)
+{
+    Leaver *leaver = opaque;
+
+    aio_timer_del(&leaver->f.timer);
+    memset(&leaver->f.timer, 0xff, sizeof(leaver->f.timer));
+}
+
+TEST(a_thread_that_ends_serves_those_who_wait)
+{
+    BareThread home_thread, deleter;
+    Leaver leaver;
+
+    CHECK_EQ(aio_context_new(&leaver.ctx, NULL), 0);
+    gate_init(&leaver.armed);
+    gate_init(&leaver.go_on);
+    bare_thread_start(&home_thread, leave, &leaver);
+    gate_pass(&leaver.armed);
+    bare_thread_start(&deleter, delete_left, &leaver);
+    await_request(leaver.ctx);
+    gate_open(&leaver.go_on);
+    bare_thread_join(&home_thread);
+    bare_thread_join(&deleter);
+    CHECK_EQ(leaver.f.runs, 0);
+    aio_context_unref(leaver.ctx);
+}
+
 typedef struct StopRace {
     AioContext *ctx;
     sem_t go;

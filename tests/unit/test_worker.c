@@ -193,6 +193,36 @@ TEST(an_idle_thread_takes_the_next_job)
     close_context();
 }
 
+TEST(one_idle_thread_does_not_count_for_two_jobs)
+{
+    unsigned n = 0;
+    Job jobs[2];
+
+    open_context();
+    for (unsigned long i = 0; i < harness_load(200); i++) {
+        while (worker_idle_count() != worker_thread_count()) {
+            sched_yield();
+        }
+        for (int k = 0; k < 2; k++) {
+            job_init(&jobs[k], k);
+            jobs[k].gated = true;
+            CHECK_EQ(worker_submit(&jobs[k].job), 0);
+        }
+        gate_pass(&jobs[0].began);
+        gate_pass(&jobs[1].began); /* while the first has not ended */
+        release(jobs, 2);
+        n += 2;
+        await_done(n);
+        end_workers(); /* one, then two */
+        worker_set_idle_ns(1000000000);
+        job_init(&jobs[0], 0);
+        CHECK_EQ(worker_submit(&jobs[0].job), 0);
+        n++;
+        await_done(n);
+    }
+    close_context();
+}
+
 TEST(a_queued_job_can_be_cancelled)
 {
     static Job busy[WORKER_MAX], queued[MANY];
