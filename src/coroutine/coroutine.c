@@ -239,6 +239,7 @@ static int create_class(Coroutine **out, int size_class, bool need_guard)
         *out = pool_take(thread);
         return *out ? 0 : -ENOMEM;
     }
+    os_thread_prepare(thread); /* children are recognised from now on */
     return stack_get(size_class, need_guard, out);
 }
 

@@ -181,6 +181,7 @@ void aio_bh_delete(AioBH *bh)
     if (!bh) {
         return;
     }
+    os_check_fork("aio_bh_delete");
     os_mutex_lock(&bh->ctx->lock);
     list_remove(&bh->link);
     os_mutex_unlock(&bh->ctx->lock);

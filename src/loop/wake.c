@@ -351,7 +351,7 @@ void aio_co_enter(AioContext *ctx, Coroutine *co)
 
 void co_reschedule_self(AioContext *ctx)
 {
-    Coroutine *co = coroutine_self();
+    Coroutine *co = os_thread()->current;
 
     os_check_fork("co_reschedule_self");
     if (!co) {

@@ -1,0 +1,428 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * After fork() the child may only exec or _exit: the first call that does
+ * something aborts with a line that names it.
+ *
+ * Each call is made in a child of its own, whose standard error is a pipe.
+ * The children are forked before anything is shared that they could harm, and
+ * leave by the abort.
+ */
+#include "harness.h"
+#include "loopthread.h"
+
+#include <coaio/coaio.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static void nothing(void *opaque)
+{
+    (void)opaque;
+}
+
+static void park(void *opaque)
+{
+    (void)opaque;
+    coroutine_yield();
+}
+
+/* --- a child, and what it says --------------------------------------------*/
+
+typedef struct Child {
+    int status;
+    char said[512];
+} Child;
+
+static void run_child(void (*call)(void), int output)
+{
+    static const struct rlimit no_core = {0, 0};
+
+    setrlimit(RLIMIT_CORE, &no_core);
+    dup2(output, STDERR_FILENO);
+    call();
+    _exit(77);
+}
+
+/* What one writer writes until it ends. */
+static void read_all(int fd, char *text, size_t size)
+{
+    size_t length = 0;
+    ssize_t n;
+
+    do {
+        n = read(fd, text + length, size - 1 - length);
+        length += n > 0 ? (size_t)n : 0;
+    } while (n > 0 || (n < 0 && errno == EINTR));
+    text[length] = '\0';
+}
+
+static Child fork_and(void (*call)(void))
+{
+    Child child;
+    int ends[2];
+    pid_t pid;
+
+    CHECK_EQ(pipe(ends), 0);
+    fflush(NULL);
+    pid = fork();
+    CHECK(pid >= 0);
+    if (pid == 0) {
+        run_child(call, ends[1]);
+    }
+    close(ends[1]);
+    read_all(ends[0], child.said, sizeof(child.said));
+    close(ends[0]);
+    CHECK_EQ(waitpid(pid, &child.status, 0), pid);
+    return child;
+}
+
+static void check_refused(void (*call)(void), const char *name)
+{
+    Child child = fork_and(call);
+    char expected[128];
+
+    snprintf(expected, sizeof(expected),
+             "coaio: %s called in a forked child: only exec or _exit may "
+             "follow fork\n",
+             name);
+    if (!strstr(child.said, expected)) {
+        harness_fail(__FILE__, __LINE__, "%s: status %#x, said: %s", name,
+                     (unsigned)child.status, child.said);
+    }
+    CHECK(WIFSIGNALED(child.status));
+    CHECK_EQ(WTERMSIG(child.status), SIGABRT);
+}
+
+/* --- the calls ------------------------------------------------------------*/
+
+static AioContext *ctx;
+static AioBH *bh;
+static Coroutine *fresh;
+static Coroutine *parked;
+static AioBHStorage storage;
+
+static void call_coroutine_self(void)
+{
+    coroutine_self();
+}
+
+static void call_coroutine_context(void)
+{
+    coroutine_context(parked);
+}
+
+static void call_aio_context_current(void)
+{
+    aio_context_current();
+}
+
+static void call_aio_context_ref(void)
+{
+    aio_context_ref(ctx);
+}
+
+static void call_coroutine_create(void)
+{
+    coroutine_create(nothing, NULL);
+}
+
+static void call_coroutine_create_full(void)
+{
+    Coroutine *co;
+
+    coroutine_create_full(&co, nothing, NULL, NULL);
+}
+
+static void call_coroutine_delete(void)
+{
+    coroutine_delete(fresh);
+}
+
+static void call_coroutine_enter(void)
+{
+    coroutine_enter(parked);
+}
+
+static void call_enter_if_inactive(void)
+{
+    coroutine_enter_if_inactive(parked);
+}
+
+static void call_aio_co_wake(void)
+{
+    aio_co_wake(parked);
+}
+
+static void call_aio_co_schedule(void)
+{
+    aio_co_schedule(ctx, fresh);
+}
+
+static void call_aio_co_enter(void)
+{
+    aio_co_enter(ctx, fresh);
+}
+
+static void call_aio_context_new(void)
+{
+    AioContext *new;
+
+    aio_context_new(&new, NULL);
+}
+
+static void call_aio_context_attach(void)
+{
+    aio_context_attach(ctx);
+}
+
+static void call_aio_context_main(void)
+{
+    aio_context_main();
+}
+
+static void call_aio_context_unref(void)
+{
+    aio_context_unref(ctx);
+}
+
+static void call_aio_poll(void)
+{
+    aio_poll(ctx, false);
+}
+
+static void call_aio_notify(void)
+{
+    aio_notify(ctx);
+}
+
+static void call_aio_bh_new(void)
+{
+    aio_bh_new(ctx, nothing, NULL);
+}
+
+static void call_aio_bh_schedule(void)
+{
+    aio_bh_schedule(bh);
+}
+
+static void call_aio_bh_schedule_idle(void)
+{
+    aio_bh_schedule_idle(bh);
+}
+
+static void call_aio_bh_cancel(void)
+{
+    aio_bh_cancel(bh);
+}
+
+static void call_aio_bh_delete(void)
+{
+    aio_bh_delete(bh);
+}
+
+static void call_aio_bh_schedule_oneshot(void)
+{
+    aio_bh_schedule_oneshot(ctx, nothing, NULL);
+}
+
+static void call_oneshot_embedded(void)
+{
+    aio_bh_schedule_oneshot_embedded(ctx, &storage, nothing, NULL);
+}
+
+static void call_iothread_new(void)
+{
+    IOThread *iothread;
+
+    iothread_new(&iothread, "child", NULL);
+}
+
+static const struct {
+    void (*call)(void);
+    const char *name;
+} calls[] = {
+    {call_coroutine_self, "coroutine_self"},
+    {call_coroutine_context, "coroutine_context"},
+    {call_aio_context_current, "aio_context_current"},
+    {call_aio_context_ref, "aio_context_ref"},
+    {call_coroutine_create, "coroutine_create"},
+    {call_coroutine_create_full, "coroutine_create_full"},
+    {call_coroutine_delete, "coroutine_delete"},
+    {call_coroutine_enter, "coroutine_enter"},
+    {call_enter_if_inactive, "coroutine_enter"},
+    {call_aio_co_wake, "aio_co_wake"},
+    {call_aio_co_schedule, "aio_co_schedule"},
+    {call_aio_co_enter, "aio_co_enter"},
+    {call_aio_context_new, "aio_context_new"},
+    {call_aio_context_attach, "aio_context_attach"},
+    {call_aio_context_main, "aio_context_main"},
+    {call_aio_context_unref, "aio_context_unref"},
+    {call_aio_poll, "aio_poll"},
+    {call_aio_notify, "aio_notify"},
+    {call_aio_bh_new, "aio_bh_new"},
+    {call_aio_bh_schedule, "aio_bh_schedule"},
+    {call_aio_bh_schedule_idle, "aio_bh_schedule_idle"},
+    {call_aio_bh_cancel, "aio_bh_cancel"},
+    {call_aio_bh_delete, "aio_bh_delete"},
+    {call_aio_bh_schedule_oneshot, "aio_bh_schedule_oneshot"},
+    {call_oneshot_embedded, "aio_bh_schedule_oneshot_embedded"},
+    {call_iothread_new, "iothread_new"},
+};
+
+TEST(every_call_in_a_child_is_refused)
+{
+    CHECK_EQ(aio_context_new(&ctx, NULL), 0);
+    aio_context_attach(ctx);
+    bh = aio_bh_new(ctx, nothing, NULL);
+    fresh = coroutine_create(nothing, NULL);
+    parked = coroutine_create(park, NULL);
+    coroutine_enter(parked);
+    for (unsigned i = 0; i < sizeof(calls) / sizeof(calls[0]); i++) {
+        check_refused(calls[i].call, calls[i].name);
+    }
+    /* The parent has not noticed anything. */
+    coroutine_enter(parked);
+    coroutine_delete(fresh);
+    aio_bh_schedule(bh);
+    CHECK(aio_poll(ctx, true));
+    aio_bh_delete(bh);
+    aio_context_unref(ctx);
+}
+
+/* --- forked in a coroutine ------------------------------------------------*/
+
+static void call_coroutine_yield(void)
+{
+    coroutine_yield();
+}
+
+static void call_co_reschedule_self(void)
+{
+    AioContext *other = ctx;
+
+    co_reschedule_self(other);
+}
+
+static void fork_inside(void *opaque)
+{
+    (void)opaque;
+    check_refused(call_coroutine_yield, "coroutine_yield");
+    check_refused(call_co_reschedule_self, "co_reschedule_self");
+    check_refused(call_coroutine_create, "coroutine_create");
+}
+
+TEST(a_child_forked_in_a_coroutine_is_refused)
+{
+    CHECK_EQ(aio_context_new(&ctx, NULL), 0);
+    coroutine_enter(coroutine_create(fork_inside, NULL));
+    aio_context_unref(ctx);
+}
+
+/* --- what makes a process a coaio process ---------------------------------*/
+
+/*
+ * Any first use counts.  That of a context which nobody had attached did not,
+ * nor that of a coroutine whose size is not pooled.
+ */
+TEST(a_child_forked_after_the_first_context_is_refused)
+{
+    CHECK_EQ(aio_context_new(&ctx, NULL), 0);
+    check_refused(call_aio_bh_schedule_oneshot, "aio_bh_schedule_oneshot");
+    aio_context_unref(ctx);
+}
+
+TEST(a_child_forked_after_the_first_coroutine_is_refused)
+{
+    fresh = coroutine_create(nothing, NULL);
+    check_refused(call_coroutine_create, "coroutine_create");
+    coroutine_delete(fresh);
+}
+
+TEST(a_child_forked_after_the_first_large_coroutine_is_refused)
+{
+    CoroutineOptions options = {
+        .size = sizeof(options),
+        .stack_size = 1 << 20,
+    };
+
+    CHECK_EQ(coroutine_create_full(&fresh, nothing, NULL, &options), 0);
+    check_refused(call_coroutine_delete, "coroutine_delete");
+    coroutine_delete(fresh);
+}
+
+TEST(a_child_forked_after_the_first_iothread_is_refused)
+{
+    IOThread *iothread;
+
+    CHECK_EQ(iothread_new(&iothread, "parent", NULL), 0);
+    ctx = iothread_context(iothread);
+    check_refused(call_aio_bh_schedule_oneshot, "aio_bh_schedule_oneshot");
+    check_refused(call_aio_context_new, "aio_context_new");
+    iothread_unref(iothread);
+}
+
+/* --- what is allowed ------------------------------------------------------*/
+
+static void just_exit(void)
+{
+    _exit(5);
+}
+
+TEST(a_child_may_exit)
+{
+    Child child;
+
+    CHECK_EQ(aio_context_new(&ctx, NULL), 0);
+    aio_context_attach(ctx);
+    child = fork_and(just_exit);
+    CHECK(WIFEXITED(child.status));
+    CHECK_EQ(WEXITSTATUS(child.status), 5);
+    CHECK_STR(child.said, "");
+    aio_context_unref(ctx);
+}
+
+static void exec_true(void)
+{
+    execl("/bin/sh", "sh", "-c", "exit 6", (char *)NULL);
+}
+
+TEST(a_child_may_exec)
+{
+    IOThread *iothread;
+    Child child;
+
+    CHECK_EQ(iothread_new(&iothread, "parent", NULL), 0);
+    child = fork_and(exec_true);
+    CHECK(WIFEXITED(child.status));
+    CHECK_EQ(WEXITSTATUS(child.status), 6);
+    CHECK_STR(child.said, "");
+    iothread_unref(iothread);
+}
+
+static void use_everything(void)
+{
+    AioContext *own;
+
+    if (aio_context_new(&own, NULL) == 0) {
+        aio_bh_schedule_oneshot(own, nothing, NULL);
+        if (aio_poll(own, true)) {
+            coroutine_enter(coroutine_create(nothing, NULL));
+            aio_context_unref(own);
+            _exit(7);
+        }
+    }
+}
+
+TEST(a_child_forked_before_the_first_use_may_do_all)
+{
+    Child child = fork_and(use_everything);
+
+    CHECK(WIFEXITED(child.status));
+    CHECK_EQ(WEXITSTATUS(child.status), 7);
+    CHECK_STR(child.said, "");
+}
+
+TEST_MAIN()
