@@ -50,7 +50,7 @@
  *   more before it leaves: nobody touches the record then.
  *
  *   When the home thread ends, it sets ctx->stopped under the lock, and then
- *   serves what is queued.  Whoever comes later sees it, under the lock, and
+ *   serves what is queued.  Whoever deletes later sees it, under the lock, and
  *   works on the heap directly, under the lock.
  */
 #include "base/assert.h"
@@ -75,8 +75,16 @@ typedef struct Deletion {
     List link;            /* in Timers.deletions (lock), or in a frame */
     AioTimer *timer;
     AioContext *from;     /* the deleter's own context, or NULL */
-    uint32_t done;        /* atomic futex */
+    uint32_t done;        /* atomic futex: DELETION_... */
+    uint32_t behind;      /* atomic; 1: a callback has to return first */
 } Deletion;
+
+/*
+ * WAITING, and POKED: the deleter is itself a home thread, and is to look at
+ * what others ask of it, so that two who delete each other's timers both get
+ * on; or DONE.
+ */
+enum { DELETION_WAITING = 0, DELETION_POKED, DELETION_DONE };
 
 /* --- the heap -------------------------------------------------------------*/
 
@@ -285,6 +293,16 @@ static void request_remove(Timers *timers, AioTimer *timer)
     store_relaxed(&timer->requested_, 0);
 }
 
+/* Have a deleter look around that may sleep. */
+static void poke(Deletion *deletion)
+{
+    uint32_t waiting = DELETION_WAITING;
+
+    if (cas_relaxed(&deletion->done, &waiting, DELETION_POKED)) {
+        os_futex_wake(&deletion->done, 1);
+    }
+}
+
 /*
  * Delete for somebody who waits.  Under the lock: the deleter takes it before
  * it leaves, so the record lives until we drop it.
@@ -296,10 +314,12 @@ static void serve_deletion(Timers *timers, Deletion *deletion)
     disarm(timers, deletion->timer);
     if (frame) {
         list_append(&frame->deletions, &deletion->link);
+        store_relaxed(&deletion->behind, 1);
+        poke(deletion);
         return;
     }
     /* The deleter's acquire is that of the lock. */
-    store_relaxed(&deletion->done, 1);
+    store_relaxed(&deletion->done, DELETION_DONE);
     os_futex_wake(&deletion->done, 1);
 }
 
@@ -337,6 +357,9 @@ static void unlock_and_post(AioContext *ctx)
         ctx->timers.posted = true;
         ctx->timers.post.run = requests_posted;
     }
+    if (ctx->timers.awaiting) {
+        poke(ctx->timers.awaiting);
+    }
     os_mutex_unlock(&ctx->lock);
     if (post) {
         context_post(ctx, &ctx->timers.post);
@@ -349,24 +372,53 @@ static void request_arming(AioContext *ctx, AioTimer *timer,
     /* The callback may run, and ctx go, before we are through. */
     context_pin(ctx);
     os_mutex_lock(&ctx->lock);
-    if (load_relaxed(&ctx->stopped)) {
-        arm(&ctx->timers, timer, expiry_ns); /* never runs, but is armed */
-        os_mutex_unlock(&ctx->lock);
-    } else {
-        timer->requested_ns_ = expiry_ns;
-        if (!load_relaxed(&timer->requested_)) {
-            request_append(&ctx->timers, timer);
-        }
-        unlock_and_post(ctx);
+    timer->requested_ns_ = expiry_ns;
+    if (!load_relaxed(&timer->requested_)) {
+        request_append(&ctx->timers, timer);
     }
+    unlock_and_post(ctx); /* to nobody, if the context has stopped */
     context_unpin(ctx);
     context_reap();
 }
 
+/* The deleter is the home thread of own: serve others meanwhile. */
+static void look_around(AioContext *own, AioContext *ctx, Deletion *deletion)
+{
+    uint32_t poked = DELETION_POKED;
+
+    cas_relaxed(&deletion->done, &poked, DELETION_WAITING);
+    os_mutex_lock(&own->lock);
+    own->timers.awaiting = deletion;
+    serve_requests(&own->timers);
+    os_mutex_unlock(&own->lock);
+    if (load_relaxed(&deletion->behind)) {
+        timer_check_waiting(own, ctx);
+    }
+}
+
 static void await_deletion(AioContext *ctx, Deletion *deletion)
 {
-    while (!load_relaxed(&deletion->done)) {
-        os_futex_wait(&deletion->done, 0, -1);
+    AioContext *own = deletion->from;
+
+    if (own) {
+        look_around(own, ctx, deletion);
+    }
+    for (;;) {
+        uint32_t state = load_relaxed(&deletion->done);
+
+        if (state == DELETION_DONE) {
+            break;
+        }
+        if (state == DELETION_POKED && own) {
+            look_around(own, ctx, deletion);
+        } else {
+            os_futex_wait(&deletion->done, state, -1);
+        }
+    }
+    if (own) {
+        os_mutex_lock(&own->lock);
+        own->timers.awaiting = NULL;
+        os_mutex_unlock(&own->lock);
     }
     os_mutex_lock(&ctx->lock); /* see serve_deletion() */
     os_mutex_unlock(&ctx->lock);
@@ -565,7 +617,7 @@ static COLD NORETURN void misuse_deadlock(const Deletion *deletion)
     CoroutineLabel label;
 
     misuse("aio_timer_del of timer %p in %s waits for the timer's callback, "
-           "which waits for that context in aio_wait_while",
+           "which waits for that context in turn",
            (void *)deletion->timer, context_label(deletion->from, &label));
 }
 

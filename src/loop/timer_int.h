@@ -19,6 +19,7 @@ typedef struct TimerQueue {
 } TimerQueue;
 
 struct TimerFrame;
+struct Deletion;
 
 /* The timers of a context.  Home thread, but for what says otherwise. */
 typedef struct Timers {
@@ -33,6 +34,7 @@ typedef struct Timers {
     AioTimer *requested_first;  /* to arm; by request_next_ */
     AioTimer *requested_last;
     List deletions;             /* of Deletion.link: who waits for the end */
+    struct Deletion *awaiting;  /* the home thread sleeps for this one */
     bool posted;                /* post is on its way */
     Post post;                  /* lets the home thread serve these */
 } Timers;

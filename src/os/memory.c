@@ -133,8 +133,19 @@ void os_unmap(void *address, size_t size)
     }
 }
 
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED 24 /* Linux 5.18 */
+#endif
+
 void os_discard(void *address, size_t size)
 {
     os_count(OS_COUNT_SYSCALLS);
-    madvise(address, size, MADV_DONTNEED);
+    if (madvise(address, size, MADV_DONTNEED) == 0) {
+        return;
+    }
+    /* After mlockall(): the pages stay, or are locked again when touched. */
+    os_count(OS_COUNT_SYSCALLS);
+    if (madvise(address, size, MADV_DONTNEED_LOCKED) != 0) {
+        memset(address, 0, size);
+    }
 }

@@ -629,4 +629,67 @@ TEST(one_that_waited_for_something_else_of_its_deleter_goes_on)
     loop_thread_stop(&other);
 }
 
+/* --- deleting each other's ------------------------------------------------*/
+
+static uint32_t arrived;  /* atomic; both threads are about to delete */
+static uint32_t finished; /* atomic */
+
+static void delete_crosswise(void *opaque)
+{
+    fetch_add_acq_rel(&arrived, 1);
+    while (load_acquire(&arrived) < 2) {
+        spin_hint();
+    }
+    aio_timer_del(opaque);
+    fetch_add_acq_rel(&finished, 1);
+    aio_wait_kick();
+}
+
+static void never(void *opaque)
+{
+    (void)opaque;
+    CHECK(false);
+}
+
+/* Each of the two threads slept for the other, and neither served it. */
+TEST(two_home_threads_delete_each_others)
+{
+    loop_thread_start(&home, "home");
+    loop_thread_start(&other, "other");
+    for (unsigned long i = 0; i < harness_load(1000); i++) {
+        AioTimer mine, its;
+
+        store_release(&arrived, 0);
+        store_release(&finished, 0);
+        aio_timer_init(&mine, home.ctx, AIO_CLOCK_MONOTONIC, never, NULL);
+        aio_timer_init(&its, other.ctx, AIO_CLOCK_MONOTONIC, never, NULL);
+        aio_timer_mod_ns(&mine, INT64_MAX);
+        aio_timer_mod_ns(&its, INT64_MAX);
+        aio_bh_schedule_oneshot(home.ctx, delete_crosswise, &its);
+        aio_bh_schedule_oneshot(other.ctx, delete_crosswise, &mine);
+        aio_wait_while(home.ctx, load_acquire(&finished) < 2);
+        CHECK(!aio_timer_pending(&mine));
+        CHECK(!aio_timer_pending(&its));
+    }
+    loop_thread_stop(&home);
+    loop_thread_stop(&other);
+}
+
+TEST_ABORTS(two_callbacks_that_delete_each_others_abort,
+            "aio_timer_del of timer .* waits for the timer's callback, which "
+            "waits for that context in turn")
+{
+    static AioTimer mine, its;
+
+    loop_thread_start(&home, "home");
+    loop_thread_start(&other, "other");
+    aio_timer_init(&mine, home.ctx, AIO_CLOCK_MONOTONIC, delete_crosswise,
+                   &its);
+    aio_timer_init(&its, other.ctx, AIO_CLOCK_MONOTONIC, delete_crosswise,
+                   &mine);
+    aio_timer_mod_ns(&mine, 1);
+    aio_timer_mod_ns(&its, 1);
+    loop_thread_join(&home);
+}
+
 TEST_MAIN()
