@@ -19,7 +19,8 @@
  *
  * One pass, in the order of its parts: context_prepare() says how long may be
  * slept / the poller waits / context_dispatch() runs what was posted, fds,
- * timers.  A foreign loop may call the three by itself.
+ * timers.  A foreign loop waits by itself, between context_foreign_prepare()
+ * and context_foreign_dispatch().
  */
 #ifndef COAIO_LOOP_CONTEXT_H
 #define COAIO_LOOP_CONTEXT_H
@@ -112,6 +113,15 @@ const char *context_label(AioContext *ctx, CoroutineLabel *label);
 int64_t context_prepare(AioContext *ctx);
 /* Run what is due.  Returns whether something ran. */
 bool context_dispatch(AioContext *ctx);
+
+/*
+ * The same for a foreign loop that does the waiting itself, on the home thread:
+ * prepare returns how long it may sleep on poller.ops->descriptor() (as
+ * context_prepare() does), and dispatch must follow each prepare, however the
+ * sleep ended.  Returns whether something ran.
+ */
+int64_t context_foreign_prepare(AioContext *ctx);
+bool context_foreign_dispatch(AioContext *ctx);
 
 /* --- loop/notify.c --------------------------------------------------------*/
 

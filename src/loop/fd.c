@@ -82,6 +82,8 @@ typedef struct FdTable {
     AioContext *ctx;      /* constant */
     List link;            /* in tables; tables_lock */
     List ready;           /* of FdRecord.ready_link; the home thread's */
+    List ended;           /* of FdWait.link: has ended outside dispatch, and is
+                             to be woken there; the home thread's */
 
     OsMutex lock;
     FdRecord **records;   /* by descriptor; NULL where there is none */
@@ -109,6 +111,7 @@ int fd_table_new(AioContext *ctx)
     table->ctx = ctx;
     os_mutex_init(&table->lock);
     list_init(&table->ready);
+    list_init(&table->ended);
     list_init(&table->polled);
     list_init(&table->always);
     ctx->fds = table;
@@ -479,8 +482,12 @@ bool fd_dispatch(AioContext *ctx)
     bool progress = false;
     List *link;
 
-    if (list_empty(&table->ready) && load_relaxed(&table->n_always) == 0) {
+    if (!fd_always_ready(ctx)) {
         return false;
+    }
+    if (!list_empty(&table->ended)) {
+        progress = true;
+        wake_ended(&table->ended, "the event loop");
     }
     os_mutex_lock(&table->lock);
     mark_always_ready(table);
@@ -499,7 +506,8 @@ bool fd_always_ready(const AioContext *ctx)
 {
     const FdTable *table = ctx->fds;
 
-    return !list_empty(&table->ready) || load_relaxed(&table->n_always) > 0;
+    return !list_empty(&table->ready) || !list_empty(&table->ended) ||
+           load_relaxed(&table->n_always) > 0;
 }
 
 bool fd_watching(const AioContext *ctx)
@@ -566,21 +574,18 @@ static void watch_again(FdTable *table, FdRecord *rec, List *ended)
 int fd_rewatch(AioContext *ctx, int (*reset)(AioContext *ctx))
 {
     FdTable *table = ctx->fds;
-    List ended;
     int ret;
 
-    list_init(&ended);
     os_mutex_lock(&table->lock);
     ret = reset(ctx);
     for (unsigned fd = 0; ret == 0 && fd < table->size; fd++) {
         FdRecord *rec = table->records[fd];
 
         if (rec && rec->registered) {
-            watch_again(table, rec, &ended);
+            watch_again(table, rec, &table->ended);
         }
     }
     os_mutex_unlock(&table->lock);
-    wake_ended(&ended, "the event loop");
     return ret;
 }
 
@@ -820,6 +825,7 @@ int fd_of_wait(const CoWait *wait)
 
 static void cancel_in_table(FdTable *table, int fd, int error, List *ended)
 {
+    bool registered = false;
     FdRecord *rec;
 
     os_mutex_lock(&table->lock);
@@ -831,9 +837,13 @@ static void cancel_in_table(FdTable *table, int fd, int error, List *ended)
         settle_all(&rec->due, error, ended);
         settle_all(&rec->waits, error, ended);
         rec->happened = 0;
+        registered = rec->registered != 0;
         watch(table, rec, 0);
     }
     os_mutex_unlock(&table->lock);
+    if (registered && !context_is_home(table->ctx, os_thread())) {
+        aio_notify(table->ctx); /* an engine may hold the file while it waits */
+    }
 }
 
 void fd_cancel_all(int fd, int error)

@@ -196,6 +196,34 @@ static void look(AioContext *ctx, bool blocking)
     ctx->poller.ops->wait(ctx, 0);
 }
 
+/* --- a foreign loop ------------------------------------------------------*/
+
+int64_t context_foreign_prepare(AioContext *ctx)
+{
+    int64_t timeout_ns = context_prepare(ctx);
+
+    if (timeout_ns != 0 &&
+        !notify_prepare_sleep(ctx, short_enough(timeout_ns))) {
+        timeout_ns = 0;
+    }
+    return timeout_ns;
+}
+
+bool context_foreign_dispatch(AioContext *ctx)
+{
+    bool progress;
+
+    notify_woken(ctx);
+    ctx->depth++;
+    ctx->poller.ops->wait(ctx, 0);
+    progress = context_dispatch(ctx);
+    context_release_population(ctx);
+    context_leave_pass(ctx);
+    return progress;
+}
+
+/* --- our own -------------------------------------------------------------*/
+
 static COLD NORETURN void misuse_in_coroutine(AioContext *ctx)
 {
     CoroutineLabel label, other;
