@@ -8,13 +8,15 @@ A gate in the preloaded shim holds calls on the file back for as long as a
 case needs them to be in flight.
 """
 
+import contextlib
+import os
 import random
 import signal
 import subprocess
 
 import nbdclient as nbd
-from nbdtest import (KIB, MIB, Shim, case, eq, main, need, need_disk, pattern,
-                     rounds, seed, spawn, wait_until)
+from nbdtest import (KIB, MIB, Expired, Shim, case, eq, main, need, need_disk,
+                     pattern, rounds, seed, spawn, wait_until)
 
 
 def gated_server(box, low=MIB, high=2 * MIB, **options):
@@ -152,6 +154,39 @@ def what_follows_disc_is_ignored(box):
     with nbd.Client(server.address()) as client:
         client.ready()
         eq(client.read(0, 4), bytes(4), "data")
+
+
+@case
+def replies_survive_bytes_that_nobody_wants(box):
+    """
+    Closing a TCP socket with bytes in it that were not received resets the
+    connection, and the replies that were on their way are lost.
+    """
+    server = box.disk_server(unix=False, tcp=["127.0.0.1"],
+                             data=pattern(4 * MIB))
+    for end in nbd.pack_request(nbd.CMD_DISC, 0), b"":
+        for _ in range(5):
+            with nbd.Client(server.address()) as client:
+                client.ready()
+                requests = [client.pack(nbd.CMD_READ, i * 64 * KIB, 64 * KIB)
+                            for i in range(32)]
+                client.sock.sendall(b"".join(requests) + end + bytes(100000))
+                # Most of the replies are still in the server's socket when
+                # it has no more to do.
+                with contextlib.suppress(Expired):
+                    wait_until(lambda: not has_sockets(server), "", limit=0.2)
+                for reply in client.collect().values():
+                    eq(reply.error, nbd.OK, "READ")
+
+
+def has_sockets(server):
+    """Whether it has more than the one that listens."""
+    folder = f"/proc/{server.process.pid}/fd"
+    links = []
+    for fd in os.listdir(folder):
+        with contextlib.suppress(FileNotFoundError):
+            links.append(os.readlink(os.path.join(folder, fd)))
+    return sum(link.startswith("socket:") for link in links) > 1
 
 
 @case

@@ -51,6 +51,7 @@ GIB = 1024 * MIB
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SERVER = os.environ.get("COAIO_NBD", "coaio-nbd")
+WRAPPER = shlex.split(os.environ.get("COAIO_NBD_WRAPPER", ""))
 
 CASES = []
 
@@ -68,7 +69,7 @@ class Expired(Exception):
 @functools.lru_cache(maxsize=None)
 def is_instrumented():
     """Whether the server runs under a sanitizer or a tool: slow and fat."""
-    if os.environ.get("COAIO_NBD_WRAPPER"):
+    if WRAPPER:
         return True
     with open(shutil.which(SERVER) or SERVER, "rb") as program:
         image = program.read()
@@ -372,8 +373,7 @@ class Server:
             host = f"[{address}]" if ":" in address else address
             listen += ["--tcp", f"{host}:{port}"]
         exports = [word for e in self.exports for word in ("--export", e)]
-        wrapper = shlex.split(os.environ.get("COAIO_NBD_WRAPPER", ""))
-        return (wrapper + self.wrap + [self.program] + listen + exports +
+        return (self.wrap + WRAPPER + [self.program] + listen + exports +
                 self.options)
 
     def environment(self):
@@ -496,9 +496,17 @@ class Server:
     def threads(self):
         return os.listdir(f"/proc/{self.process.pid}/task")
 
-    def minor_faults(self):
+    def stat_field(self, number):
+        """A field of /proc/PID/stat by its number in proc(5)."""
         with open(f"/proc/{self.process.pid}/stat") as stat:
-            return int(stat.read().rpartition(")")[2].split()[7])
+            return int(stat.read().rpartition(")")[2].split()[number - 3])
+
+    def minor_faults(self):
+        return self.stat_field(10)
+
+    def processor_seconds(self):
+        ticks = self.stat_field(14) + self.stat_field(15)
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def wait_fds(self, number, limit=20):
         """Waits until at most that many file descriptors are open."""

@@ -13,15 +13,15 @@ import socket
 import subprocess
 
 import nbdclient as nbd
-from nbdtest import (MIB, SERVER, Skip, case, eq, main, pattern, seconds, spawn,
-                     wait_until)
+from nbdtest import (MIB, SERVER, WRAPPER, Skip, case, eq, main, pattern,
+                     seconds, spawn, wait_until)
 
 EXPORT = ["--export", "disk=memory:1M"]
 
 
 def call(*arguments):
     """Runs the server, which must end by itself: (status, stdout, stderr)."""
-    with spawn(SERVER, *arguments, stdout=subprocess.PIPE,
+    with spawn(*WRAPPER, SERVER, *arguments, stdout=subprocess.PIPE,
                stderr=subprocess.PIPE, text=True) as process:
         try:
             out, err = process.communicate(timeout=seconds(30))
