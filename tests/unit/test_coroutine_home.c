@@ -154,7 +154,7 @@ static void visit(void *opaque)
         CHECK_EQ(coroutine_self(), visitor->co);
         CHECK(coroutine_context(visitor->co) == NULL);
         CHECK(aio_context_current() == NULL);
-        visitor->threads[visitor->visits++] = pthread_self();
+        visitor->threads[visitor->visits++] = this_thread();
         coroutine_yield();
     }
 }
@@ -279,7 +279,7 @@ static void note_steps(void *opaque)
 
     while (mover->steps < 4) {
         CHECK_EQ(coroutine_context(mover->co), aio_context_current());
-        mover->threads[mover->steps] = pthread_self();
+        mover->threads[mover->steps] = this_thread();
         mover->homes[mover->steps++] = coroutine_context(mover->co);
         coroutine_yield();
     }
@@ -309,7 +309,7 @@ TEST(entering_it_on_another_contexts_thread_moves_it)
     CHECK_EQ(mover.homes[3], ctx);
     CHECK(pthread_equal(mover.threads[1], loop.thread));
     CHECK(pthread_equal(mover.threads[2], loop.thread));
-    CHECK(pthread_equal(mover.threads[3], pthread_self()));
+    CHECK(pthread_equal(mover.threads[3], this_thread()));
     coroutine_enter(mover.co);
     loop_thread_stop(&loop);
     aio_context_unref(ctx);

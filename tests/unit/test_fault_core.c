@@ -167,9 +167,10 @@ TEST(an_iothread_fails_cleanly)
     CHECK(fail_each("alloc", ENOMEM, try_iothread, undo_iothread) >= 4);
     CHECK_EQ(fail_each("eventfd", EMFILE, try_iothread, undo_iothread), 1);
     CHECK_EQ(fail_each("thread", EAGAIN, try_iothread, undo_iothread), 1);
-    /* Its alternate signal stack: the failure happens in the new thread. */
-    CHECK_EQ(fail_each("signal_stack", ENOMEM, try_iothread, undo_iothread), 1);
-    CHECK_EQ(fail_each("map", ENOMEM, try_iothread, undo_iothread), 1);
+    /* Its alternate signal stack: the failure happens in the new thread, or
+     * not at all if a tool has given it one. */
+    CHECK(fail_each("signal_stack", ENOMEM, try_iothread, undo_iothread) <= 1);
+    CHECK(fail_each("map", ENOMEM, try_iothread, undo_iothread) <= 1);
 }
 
 /* --- coroutines -----------------------------------------------------------*/

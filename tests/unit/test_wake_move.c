@@ -45,7 +45,7 @@ static void travel(void *opaque)
     CHECK_EQ(coroutine_self(), t->co);
     CHECK_EQ(coroutine_context(t->co), aio_context_current());
     t->seen = coroutine_context(t->co);
-    t->thread = pthread_self();
+    t->thread = this_thread();
     t->steps++;
 }
 
@@ -332,7 +332,7 @@ static void schedule_self_elsewhere(void *opaque)
     Traveller *t = opaque;
 
     aio_co_schedule(t->target, coroutine_self());
-    CHECK(!pthread_equal(pthread_self(), t->thread));
+    CHECK(!pthread_equal(this_thread(), t->thread));
     t->steps = 10;
     coroutine_yield();
     travel(t);
