@@ -122,8 +122,8 @@ COAIO_API int aio_context_set_poll_params(AioContext *ctx, int64_t max_ns,
                                           int64_t grow, int64_t shrink);
 
 /**
- * Make one pass; the caller holds a reference.  With blocking, wait until there is something to do or
- * aio_notify() is called.
+ * Make one pass; the caller holds a reference.  With blocking, wait until
+ * there is something to do or aio_notify() is called.
  *
  * Returns whether any callback, coroutine or handler ran.  A blocking pass
  * that was notified may have found nothing, and returns false.

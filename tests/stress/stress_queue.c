@@ -40,13 +40,13 @@ static void leave(Monitor *m)
 static int wait_in(CoQueue *queue, Monitor *m, int64_t timeout_ns)
 {
     if (m->use_pthread) {
-        return timeout_ns < 0 ? co_queue_wait(queue, &m->pthread)
-                              : co_queue_wait_timeout_ns(queue, &m->pthread,
-                                                         timeout_ns);
+        return timeout_ns < 0
+                   ? co_queue_wait(queue, &m->pthread)
+                   : co_queue_wait_timeout_ns(queue, &m->pthread, timeout_ns);
     }
-    return timeout_ns < 0 ? co_queue_wait(queue, &m->mutex)
-                          : co_queue_wait_timeout_ns(queue, &m->mutex,
-                                                     timeout_ns);
+    return timeout_ns < 0
+               ? co_queue_wait(queue, &m->mutex)
+               : co_queue_wait_timeout_ns(queue, &m->mutex, timeout_ns);
 }
 
 static void monitor_init(Monitor *m, bool use_pthread)
@@ -66,7 +66,7 @@ typedef struct Buffer {
     CoQueue not_empty;
     unsigned long slots[SLOTS];
     unsigned used;
-    unsigned long next;        /* the item to produce */
+    unsigned long next; /* the item to produce */
     unsigned long total;
     unsigned long got;
     unsigned long sum;
@@ -139,11 +139,11 @@ TEST(bounded_buffer_with_pthread_mutex)
     pass_through_buffer(true);
 }
 
-/* --- barrier: the queue of each round is freed by the one that wakes ---------*/
+/* --- barrier: the queue of each round is freed by the one that wakes -------*/
 
 typedef struct Barrier {
     Monitor monitor;
-    CoQueue *queue;           /* of this round */
+    CoQueue *queue; /* of this round */
     unsigned arrived;
     unsigned members;
     unsigned long round;
@@ -188,8 +188,7 @@ static void meet(void *opaque)
     job_done();
 }
 
-static void meet_often(bool use_pthread, unsigned members,
-                       unsigned long rounds)
+static void meet_often(bool use_pthread, unsigned members, unsigned long rounds)
 {
     static Barrier b;
 
@@ -227,15 +226,15 @@ TEST(barrier_of_a_thousand_with_pthread_mutex)
     meet_often(true, 1000, 20);
 }
 
-/* --- timeouts that race with wake-ups -------------------------------------------*/
+/* --- timeouts that race with wake-ups --------------------------------------*/
 
 typedef struct Race {
     Monitor monitor;
     CoQueue queue;
-    unsigned waiting;        /* in co_queue_wait(), as far as anybody knows */
-    unsigned left;           /* waiters that have not ended */
-    unsigned long given;     /* wake-ups that next said it gave */
-    unsigned long received;  /* waits that ended with 0 */
+    unsigned waiting;       /* in co_queue_wait(), as far as anybody knows */
+    unsigned left;          /* waiters that have not ended */
+    unsigned long given;    /* wake-ups that next said it gave */
+    unsigned long received; /* waits that ended with 0 */
     unsigned long timeouts;
     unsigned long rounds;
     Random random;
@@ -313,11 +312,11 @@ TEST(timeouts_race_with_wakes_with_pthread_mutex)
     race(true);
 }
 
-/* --- queues that are gone when the time is up -----------------------------------*/
+/* --- queues that are gone when the time is up ------------------------------*/
 
 typedef struct Brief {
     Monitor monitor;
-    CoQueue *queue;          /* replaced by each waker; under the lock */
+    CoQueue *queue; /* replaced by each waker; under the lock */
     unsigned left;
     unsigned long rounds;
     Random random;
@@ -388,7 +387,7 @@ TEST(timeouts_race_with_the_end_of_the_queue_with_pthread_mutex)
     race_with_free(true);
 }
 
-/* --- plain threads wake -----------------------------------------------------------*/
+/* --- plain threads wake ----------------------------------------------------*/
 
 typedef struct Tokens {
     pthread_mutex_t lock;
@@ -435,7 +434,7 @@ static void *give_tokens(void *opaque)
 
 TEST(two_plain_threads_wake_five_contexts)
 {
-    static Tokens t = { .lock = PTHREAD_MUTEX_INITIALIZER };
+    static Tokens t = {.lock = PTHREAD_MUTEX_INITIALIZER};
     pthread_t threads[2];
 
     t.total = 2 * harness_load(20000);

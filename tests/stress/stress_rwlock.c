@@ -15,7 +15,7 @@ typedef struct Table {
     CoRwlock lock;
     unsigned long cells[CELLS]; /* plain; all equal outside writers */
     unsigned long writes;
-    unsigned long expected;     /* atomic */
+    unsigned long expected; /* atomic */
     unsigned long rounds;
     unsigned writers_percent;
 } Table;
@@ -117,11 +117,11 @@ static void use_at_random(unsigned n, unsigned writers_percent,
     uint64_t seed = harness_seed();
 
     CHECK(users != NULL);
-    table = (Table){ .writers_percent = writers_percent,
-                     .rounds = harness_load(rounds) };
+    table = (Table){.writers_percent = writers_percent,
+                    .rounds = harness_load(rounds)};
     loops_start(LOOPS);
     for (unsigned i = 0; i < n; i++) {
-        users[i] = (User){ .table = &table, .random = random_from(seed, i) };
+        users[i] = (User){.table = &table, .random = random_from(seed, i)};
         start(loop(i), use, &users[i]);
     }
     loops_join(n);
@@ -148,11 +148,11 @@ TEST(hundreds_of_coroutines)
     use_at_random(300, 10, 100);
 }
 
-/* --- freed by the last user -----------------------------------------------------*/
+/* --- freed by the last user ------------------------------------------------*/
 
 typedef struct Object {
     CoRwlock lock;
-    int users;        /* under the write lock */
+    int users; /* under the write lock */
 } Object;
 
 typedef struct Line {
@@ -187,7 +187,7 @@ static void walk(void *opaque)
 
 TEST(five_users_free_locks_by_the_thousand)
 {
-    Line line = { .count = harness_load(20000) };
+    Line line = {.count = harness_load(20000)};
 
     line.objects = calloc(line.count, sizeof(*line.objects));
     CHECK(line.objects != NULL);

@@ -18,7 +18,7 @@
 
 static CoSemaphore units;
 static unsigned long rounds;
-static int64_t inside;     /* atomic */
+static int64_t inside; /* atomic */
 #define LIMIT 3
 
 static void use_unit(void)
@@ -71,7 +71,7 @@ TEST(plain_threads_and_coroutines_share_units)
     CHECK_EQ(units.units_, LIMIT);
 }
 
-/* --- cancellations race with releases ------------------------------------------*/
+/* --- cancellations race with releases --------------------------------------*/
 
 typedef struct Acquirer {
     unsigned long got;
@@ -158,7 +158,7 @@ TEST(cancellations_race_with_releases)
     CHECK(units.waiters_.head_ == NULL);
 }
 
-/* --- freed by the one that got the last units ------------------------------------*/
+/* --- freed by the one that got the last units ------------------------------*/
 
 typedef struct Line {
     CoSemaphore **objects;
@@ -188,7 +188,7 @@ static void release_along(void *opaque)
 
 TEST(semaphores_are_freed_by_the_thousand)
 {
-    Line line = { .count = harness_load(50000) };
+    Line line = {.count = harness_load(50000)};
 
     line.objects = calloc(line.count, sizeof(*line.objects));
     CHECK(line.objects != NULL);
@@ -205,7 +205,7 @@ TEST(semaphores_are_freed_by_the_thousand)
     free(line.objects);
 }
 
-/* --- groups ---------------------------------------------------------------------*/
+/* --- groups ----------------------------------------------------------------*/
 
 typedef struct Node {
     unsigned depth;
@@ -218,7 +218,7 @@ static unsigned long leaves; /* atomic */
 static int grow(void *opaque)
 {
     Node *node = opaque;
-    CoGroup group = { 0 };
+    CoGroup group = {0};
     Node children[2];
 
     if (node->depth == 0) {
@@ -226,10 +226,11 @@ static int grow(void *opaque)
         return 0;
     }
     for (unsigned i = 0; i < 2; i++) {
-        children[i] = (Node){ .depth = node->depth - 1,
-                              .number = 2 * node->number + i };
-        CHECK_EQ(co_group_run(&group, loop(children[i].number), grow,
-                              &children[i]), 0);
+        children[i] =
+            (Node){.depth = node->depth - 1, .number = 2 * node->number + i};
+        CHECK_EQ(
+            co_group_run(&group, loop(children[i].number), grow, &children[i]),
+            0);
     }
     return co_group_wait(&group);
 }
@@ -242,7 +243,7 @@ static void grow_tree(void *opaque)
 
 TEST(a_tree_of_groups_over_five_contexts)
 {
-    Node root = { .depth = 9 };
+    Node root = {.depth = 9};
     unsigned long trees = harness_load(20);
 
     loops_start(LOOPS);

@@ -54,7 +54,7 @@ static void owner(void *opaque)
 
 static void run(int i, int result, bool yields)
 {
-    members[i] = (Member){ .result = result, .yields = yields };
+    members[i] = (Member){.result = result, .yields = yields};
     CHECK_EQ(co_group_run(&group, NULL, member, &members[i]), 0);
 }
 
@@ -66,7 +66,7 @@ static void finish(int i)
 
 TEST(an_empty_group_is_done)
 {
-    Owner o = { .group = &group, .result = 1 };
+    Owner o = {.group = &group, .result = 1};
 
     here_open();
     memset(&group, 0xa5, sizeof(group));
@@ -79,7 +79,7 @@ TEST(an_empty_group_is_done)
 
 TEST(waits_for_all)
 {
-    Owner o = { .group = &group };
+    Owner o = {.group = &group};
 
     here_open();
     for (int i = 0; i < 5; i++) {
@@ -97,7 +97,7 @@ TEST(waits_for_all)
 
 TEST(run_in_a_coroutine_starts_when_that_has_yielded)
 {
-    Owner o = { .group = &group };
+    Owner o = {.group = &group};
 
     here_open();
     run(0, 0, false);
@@ -124,7 +124,7 @@ static void run_and_wait(void *opaque)
 
 TEST(run_and_wait_in_one_coroutine)
 {
-    Owner o = { .group = &group };
+    Owner o = {.group = &group};
 
     here_open();
     begin(run_and_wait, &o);
@@ -135,7 +135,7 @@ TEST(run_and_wait_in_one_coroutine)
 
 TEST(the_first_error_counts_and_is_forgotten)
 {
-    Owner o = { .group = &group };
+    Owner o = {.group = &group};
 
     here_open();
     for (int i = 0; i < 4; i++) {
@@ -154,7 +154,7 @@ TEST(the_first_error_counts_and_is_forgotten)
 
 TEST(an_error_before_the_wait_is_kept)
 {
-    Owner o = { .group = &group };
+    Owner o = {.group = &group};
 
     here_open();
     run(0, -EPERM, false);
@@ -171,7 +171,7 @@ TEST(several_may_wait_and_learn_the_same)
     here_open();
     run(0, -EIO, true);
     for (int i = 0; i < 3; i++) {
-        o[i] = (Owner){ .group = &group };
+        o[i] = (Owner){.group = &group};
         begin(owner, &o[i]);
     }
     finish(0);
@@ -184,7 +184,7 @@ TEST(several_may_wait_and_learn_the_same)
 
 TEST(used_again)
 {
-    Owner o = { .group = &group };
+    Owner o = {.group = &group};
 
     here_open();
     for (int i = 0; i < 10; i++) {
@@ -211,7 +211,7 @@ static int spawner(void *opaque)
 
 TEST(a_member_may_run_more)
 {
-    Owner o = { .group = &group };
+    Owner o = {.group = &group};
     int left = 1000;
 
     here_open();
@@ -225,7 +225,7 @@ TEST(a_member_may_run_more)
 
 TEST(a_cancelled_wait_leaves_the_group_as_it_is)
 {
-    Owner first = { .group = &group }, second = { .group = &group };
+    Owner first = {.group = &group}, second = {.group = &group};
     Coroutine *co;
 
     here_open();
@@ -241,11 +241,11 @@ TEST(a_cancelled_wait_leaves_the_group_as_it_is)
     here_close();
 }
 
-/* --- failure to start -----------------------------------------------------------*/
+/* --- failure to start ------------------------------------------------------*/
 
 TEST(without_memory_nothing_is_started)
 {
-    Owner o = { .group = &group };
+    Owner o = {.group = &group};
     int ret = -ENOMEM;
 
     here_open();
@@ -268,7 +268,7 @@ TEST(without_memory_nothing_is_started)
     here_close();
 }
 
-/* --- across threads ----------------------------------------------------------------*/
+/* --- across threads --------------------------------------------------------*/
 
 static int hopping_member(void *opaque)
 {
@@ -287,7 +287,7 @@ static void run_everywhere(void *opaque)
 
     CHECK(g != NULL);
     for (unsigned i = 0; i < MANY; i++) {
-        members[i] = (Member){ .ctx = loop(i), .result = i == 50 ? -EIO : 0 };
+        members[i] = (Member){.ctx = loop(i), .result = i == 50 ? -EIO : 0};
         CHECK_EQ(co_group_run(g, loop(i), hopping_member, &members[i]), 0);
     }
     CHECK_EQ(co_group_wait(g), -EIO);
@@ -319,13 +319,12 @@ static void wait_remotely(void *opaque)
 
 TEST(run_from_a_plain_thread)
 {
-    Owner o = { .group = &group };
+    Owner o = {.group = &group};
 
     loops_start(2);
     for (unsigned i = 0; i < MANY; i++) {
-        members[i] = (Member){ .ctx = loop(i) };
-        CHECK_EQ(co_group_run(&group, loop(i), hopping_member, &members[i]),
-                 0);
+        members[i] = (Member){.ctx = loop(i)};
+        CHECK_EQ(co_group_run(&group, loop(i), hopping_member, &members[i]), 0);
     }
     start(loop(0), wait_remotely, &o);
     loops_join(1);
@@ -336,7 +335,7 @@ TEST(run_from_a_plain_thread)
     loops_stop();
 }
 
-/* --- misuse -----------------------------------------------------------------------*/
+/* --- misuse ----------------------------------------------------------------*/
 
 TEST_ABORTS(run_without_any_context,
             "co_group_run: CoGroup 0x[0-9a-f]+: this thread has no context")

@@ -36,7 +36,7 @@ static void check_order(int n, int rounds)
 typedef struct Waker {
     void (*act)(int n);
     int n;
-    bool stays;    /* runs on after the wake call, and yields */
+    bool stays; /* runs on after the wake call, and yields */
     bool done;
 } Waker;
 
@@ -61,7 +61,7 @@ static Coroutine *wake_by(void (*act)(int n), int n, bool stays)
     static Waker waker;
     Coroutine *co;
 
-    waker = (Waker){ .act = act, .n = n, .stays = stays };
+    waker = (Waker){.act = act, .n = n, .stays = stays};
     co = begin(waker_entry, &waker);
     CHECK(waker.done);
     return co;
@@ -200,7 +200,7 @@ QUEUE_CASES(one_that_waits_again_is_not_woken_twice)
 
 QUEUE_CASES(one_that_waits_again_goes_to_the_end)
 {
-    static const int expected[] = { 0, 1, 2, 0, 1, 2 };
+    static const int expected[] = {0, 1, 2, 0, 1, 2};
 
     open_for(kind);
     start_waiters(3, 2);
@@ -224,7 +224,7 @@ QUEUE_CASES(a_waker_that_stays)
     close_all();
 }
 
-/* --- guarantee 3: freed at once ---------------------------------------------*/
+/* --- guarantee 3: freed at once --------------------------------------------*/
 
 QUEUE_CASES(freed_after_next)
 {
@@ -244,7 +244,7 @@ QUEUE_CASES(freed_after_restart_all)
     close_all();
 }
 
-/* --- a waiter that wakes others ---------------------------------------------*/
+/* --- a waiter that wakes others --------------------------------------------*/
 
 static void chain_link(void *opaque)
 {
@@ -270,7 +270,7 @@ QUEUE_CASES(a_chain_of_a_thousand_wakers)
     close_all();
 }
 
-/* --- guarantee 4: cost -------------------------------------------------------*/
+/* --- guarantee 4: cost -----------------------------------------------------*/
 
 static void act_count(int n)
 {
@@ -294,7 +294,7 @@ QUEUE_CASES(waking_here_costs_no_system_call_and_no_memory)
     close_all();
 }
 
-/* --- guarantee 6: morphing ---------------------------------------------------*/
+/* --- guarantee 6: morphing -------------------------------------------------*/
 
 static int lock_order[8];
 static int locked;
@@ -427,7 +427,7 @@ static void waker_with_two(void *opaque)
 /* Unusual, but sound for a waker that holds both. */
 TEST(waiters_of_one_queue_may_use_two_mutexes)
 {
-    bool done[2] = { false, false };
+    bool done[2] = {false, false};
 
     open_for(CO_LOCK_MUTEX);
     start_waiters(1, 1);
@@ -441,7 +441,7 @@ TEST(waiters_of_one_queue_may_use_two_mutexes)
     close_all();
 }
 
-/* --- from outside coroutines ---------------------------------------------------*/
+/* --- from outside coroutines -----------------------------------------------*/
 
 static bool enter_next(void)
 {

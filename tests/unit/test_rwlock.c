@@ -21,8 +21,8 @@ typedef struct Job {
     char kind;        /* 'r' or 'w', then what `then` says */
     const char *then; /* of each yield: 'd'owngrade, 'u'pgrade; then unlock */
     int number;
-    bool has;         /* holds the lock */
-    bool write;       /* for writing */
+    bool has;   /* holds the lock */
+    bool write; /* for writing */
     bool done;
     Coroutine *co;
 } Job;
@@ -71,8 +71,7 @@ static Job *add(char kind, const char *then)
 {
     Job *job = &jobs[n_jobs];
 
-    *job = (Job){ .lock = &rwlock, .kind = kind, .then = then,
-                  .number = n_jobs };
+    *job = (Job){.lock = &rwlock, .kind = kind, .then = then, .number = n_jobs};
     n_jobs++;
     job->co = begin(worker, job);
     return job;
@@ -175,7 +174,7 @@ TEST(first_come_first_served)
     add('r', "");
     CHECK_EQ(n_order, 1);
     step(&jobs[0]);
-    CHECK_EQ(n_order, 3);    /* both readers */
+    CHECK_EQ(n_order, 3); /* both readers */
     step(&jobs[2]);
     CHECK_EQ(n_order, 3);
     step(&jobs[1]);
@@ -184,7 +183,7 @@ TEST(first_come_first_served)
     step(&jobs[3]);
     CHECK_EQ(n_order, 5);
     step(&jobs[4]);
-    CHECK_EQ(n_order, 8);    /* all three */
+    CHECK_EQ(n_order, 8); /* all three */
     for (int i = 5; i < 8; i++) {
         step(&jobs[i]);
     }
@@ -200,8 +199,8 @@ static void unlock_with_a_waiter(void *opaque)
     co_rwlock_wrlock(&rwlock);
     coroutine_yield();
     co_rwlock_unlock(&rwlock);
-    CHECK(!waiter->has);             /* does not run within the unlock, */
-    CHECK_EQ(rwlock.owners_, 1);     /* but has the lock already */
+    CHECK(!waiter->has);         /* does not run within the unlock, */
+    CHECK_EQ(rwlock.owners_, 1); /* but has the lock already */
 }
 
 TEST(an_unlock_hands_over_and_runs_nobody)
@@ -218,7 +217,7 @@ TEST(an_unlock_hands_over_and_runs_nobody)
     here_close();
 }
 
-/* --- downgrade ---------------------------------------------------------------*/
+/* --- downgrade -------------------------------------------------------------*/
 
 static void downgrade_in_one_go(void *opaque)
 {
@@ -280,7 +279,7 @@ TEST(downgrade_lets_the_first_readers_in_and_no_writer)
     here_close();
 }
 
-/* --- upgrade -------------------------------------------------------------------*/
+/* --- upgrade ---------------------------------------------------------------*/
 
 static void upgrade_in_one_go(void *opaque)
 {
@@ -364,9 +363,9 @@ TEST(upgrade_goes_to_the_end_and_lets_in_who_is_first)
     add('w', "du");
     add('w', "");
     add('r', "");
-    step(&jobs[0]);                 /* downgrades: 1 is first, and waits */
+    step(&jobs[0]); /* downgrades: 1 is first, and waits */
     CHECK(!jobs[1].has && !jobs[2].has);
-    step(&jobs[0]);                 /* upgrades: behind 2 */
+    step(&jobs[0]); /* upgrades: behind 2 */
     CHECK(jobs[1].has && !jobs[0].has);
     step(&jobs[1]);
     CHECK(jobs[2].has && !jobs[0].has);
@@ -410,17 +409,17 @@ TEST(waiting_for_it_cannot_be_cancelled)
     here_close();
 }
 
-/* --- across threads -----------------------------------------------------------*/
+/* --- across threads --------------------------------------------------------*/
 
 typedef struct Table {
     CoRwlock lock;
-    int64_t readers;         /* atomic; in the lock now */
+    int64_t readers; /* atomic; in the lock now */
     int64_t writers;
-    unsigned long sum[2];    /* plain; equal, except while a writer works */
+    unsigned long sum[2]; /* plain; equal, except while a writer works */
     unsigned long rounds;
-    unsigned long written;   /* plain */
+    unsigned long written; /* plain */
     unsigned write_percent;
-    bool hop;                /* suspend with the lock held, at times */
+    bool hop; /* suspend with the lock held, at times */
 } Table;
 
 static void pause_here(const Table *t, unsigned long i)
@@ -494,21 +493,21 @@ static void use_on_five(Table *t)
 
 TEST(five_threads_with_95_percent_readers)
 {
-    Table t = { .rounds = 1000, .write_percent = 5 };
+    Table t = {.rounds = 1000, .write_percent = 5};
 
     use_on_five(&t);
 }
 
 TEST(five_threads_with_readers_that_suspend)
 {
-    Table t = { .rounds = 500, .write_percent = 5, .hop = true };
+    Table t = {.rounds = 500, .write_percent = 5, .hop = true};
 
     use_on_five(&t);
 }
 
 TEST(five_threads_upgrade_and_downgrade)
 {
-    Table t = { .rounds = 300, .write_percent = 40, .hop = true };
+    Table t = {.rounds = 300, .write_percent = 40, .hop = true};
 
     use_on_five(&t);
 }
@@ -573,7 +572,7 @@ TEST(waking_a_hundred_readers_costs_a_notification_a_context)
 
 typedef struct Dropped {
     CoRwlock lock;
-    int users;     /* atomic */
+    int users; /* atomic */
 } Dropped;
 
 /* The last user is found under the write lock, and frees it at once. */
@@ -609,7 +608,7 @@ TEST(the_last_unlocker_frees_it)
     loops_stop();
 }
 
-/* --- misuse -------------------------------------------------------------------*/
+/* --- misuse ----------------------------------------------------------------*/
 
 static void unlock_only(void *opaque)
 {

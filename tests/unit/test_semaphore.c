@@ -39,7 +39,7 @@ static void acquirer(void *opaque)
 
 static Coroutine *acquire(int i, uint64_t units)
 {
-    jobs[i] = (Job){ .semaphore = &semaphore, .units = units, .number = i };
+    jobs[i] = (Job){.semaphore = &semaphore, .units = units, .number = i};
     return begin(acquirer, &jobs[i]);
 }
 
@@ -122,8 +122,8 @@ static void release_and_look(void *opaque)
     Job *waiter = opaque;
 
     co_semaphore_release(&semaphore, 1);
-    CHECK(!waiter->done);                /* does not run within the call, */
-    CHECK_EQ(semaphore.units_, 0);       /* but has the unit already */
+    CHECK(!waiter->done);          /* does not run within the call, */
+    CHECK_EQ(semaphore.units_, 0); /* but has the unit already */
     CHECK(!co_semaphore_try_acquire(&semaphore, 1));
 }
 
@@ -136,7 +136,7 @@ TEST(release_hands_over_and_runs_nobody)
     here_close();
 }
 
-/* --- cancellation --------------------------------------------------------------*/
+/* --- cancellation ----------------------------------------------------------*/
 
 TEST(cancelled_it_has_taken_nothing)
 {
@@ -207,11 +207,11 @@ TEST(cancelled_too_late_it_has_the_units)
     here_close();
 }
 
-/* --- across threads -------------------------------------------------------------*/
+/* --- across threads --------------------------------------------------------*/
 
 typedef struct Pool {
     CoSemaphore semaphore;
-    int64_t inside;         /* atomic */
+    int64_t inside; /* atomic */
     int64_t limit;
     unsigned long rounds;
 } Pool;
@@ -237,7 +237,7 @@ static void use_pool(void *opaque)
 
 TEST(five_threads_share_units)
 {
-    Pool pool = { .limit = 7, .rounds = harness_load(500) };
+    Pool pool = {.limit = 7, .rounds = harness_load(500)};
 
     co_semaphore_init(&pool.semaphore, 7);
     loops_start(5);
@@ -348,7 +348,7 @@ TEST(waking_a_hundred_costs_a_notification_a_context)
     loops_stop();
 }
 
-/* --- misuse ---------------------------------------------------------------------*/
+/* --- misuse ----------------------------------------------------------------*/
 
 TEST_ABORTS(release_of_too_many,
             "co_semaphore_release: CoSemaphore 0x[0-9a-f]+ has 1 units, and "

@@ -90,7 +90,7 @@ switch_stack:
     .cfi_endproc
     .size   switch_stack, . - switch_stack
 
-/* void switch_stack_call(void **from, void *to, void (*fn)(void *), void *arg) */
+/* void switch_stack_call(void **from, void *to, void (*)(void *), void *) */
     .globl  switch_stack_call
     .hidden switch_stack_call
     .type   switch_stack_call, @function
