@@ -31,7 +31,7 @@ static void check_order(int n, int rounds)
     }
 }
 
-/* --- a waker: does one thing under the lock, and looks --------------------- */
+/* --- a waker: does one thing under the lock, and looks ---------------------*/
 
 typedef struct Waker {
     void (*act)(int n);
