@@ -14,8 +14,8 @@ typedef struct Wait {
     int64_t timeout_ns;
     int64_t result;
     bool done;
-    int cancelled;          /* calls of the hook */
-    int error;              /* of the last */
+    int cancelled; /* calls of the hook */
+    int error;     /* of the last */
 } Wait;
 
 static void cancel(CoWait *wait, int error)
@@ -59,7 +59,7 @@ static void uncancellable(void *opaque)
 
 TEST(ends_with_the_result_of_its_completion)
 {
-    Wait w = { .timeout_ns = -1 };
+    Wait w = {.timeout_ns = -1};
 
     here_open();
     begin(waiter, &w);
@@ -85,7 +85,7 @@ static void ends_itself(void *opaque)
 
 TEST(may_end_before_it_is_parked)
 {
-    Wait w = { .timeout_ns = -1 };
+    Wait w = {.timeout_ns = -1};
 
     here_open();
     begin(ends_itself, &w);
@@ -96,7 +96,7 @@ TEST(may_end_before_it_is_parked)
 
 TEST(may_end_before_it_is_parked_with_a_timeout)
 {
-    Wait w = { .timeout_ns = 0 };
+    Wait w = {.timeout_ns = 0};
 
     here_open();
     begin(ends_itself, &w);
@@ -107,7 +107,7 @@ TEST(may_end_before_it_is_parked_with_a_timeout)
 
 TEST(ends_once)
 {
-    Wait w = { .timeout_ns = -1 };
+    Wait w = {.timeout_ns = -1};
 
     here_open();
     begin(waiter, &w);
@@ -123,7 +123,7 @@ TEST(ends_once)
 
 TEST(settling_is_ending)
 {
-    Wait w = { .timeout_ns = -1 };
+    Wait w = {.timeout_ns = -1};
 
     here_open();
     begin(uncancellable, &w);
@@ -136,7 +136,7 @@ TEST(settling_is_ending)
 
 TEST(times_out)
 {
-    Wait w = { .timeout_ns = 1000 };
+    Wait w = {.timeout_ns = 1000};
 
     here_open();
     begin(waiter, &w);
@@ -151,7 +151,7 @@ TEST(times_out)
 
 TEST(a_timeout_of_zero_waits_for_one_turn_of_the_loop)
 {
-    Wait w = { .timeout_ns = 0 };
+    Wait w = {.timeout_ns = 0};
 
     here_open();
     begin(waiter, &w);
@@ -165,10 +165,12 @@ TEST(a_timeout_of_zero_waits_for_one_turn_of_the_loop)
 /* A context that is destroyed with an armed timer aborts. */
 TEST(a_wait_that_ends_in_time_leaves_no_timer)
 {
-    Wait w = { .timeout_ns = INT64_MAX };
+    Wait w = {.timeout_ns = INT64_MAX};
 
     here_open();
     begin(waiter, &w);
+    aio_poll(here, false);
+    CHECK(!w.done);
     CHECK(co_wait_end(&w.wait, 5, "test"));
     CHECK_EQ(w.result, 5);
     CHECK_EQ(w.cancelled, 0);
@@ -177,7 +179,7 @@ TEST(a_wait_that_ends_in_time_leaves_no_timer)
 
 TEST(a_timeout_that_comes_too_late_changes_nothing)
 {
-    Wait w = { .timeout_ns = 0 };
+    Wait w = {.timeout_ns = 0};
 
     here_open();
     begin(waiter, &w);
@@ -192,7 +194,7 @@ TEST(a_timeout_that_comes_too_late_changes_nothing)
 
 TEST(a_completion_that_comes_too_late_is_told)
 {
-    Wait w = { .timeout_ns = 0 };
+    Wait w = {.timeout_ns = 0};
 
     here_open();
     begin(waiter, &w);
@@ -218,7 +220,7 @@ static void cancels_itself(void *opaque)
 
 TEST(cancel_before_during_and_after)
 {
-    Wait w = { .timeout_ns = -1 };
+    Wait w = {.timeout_ns = -1};
     Coroutine *co;
 
     here_open();
@@ -235,7 +237,7 @@ TEST(cancel_before_during_and_after)
 
 TEST(cancel_after_the_end_and_before_the_wake)
 {
-    Wait w = { .timeout_ns = -1 };
+    Wait w = {.timeout_ns = -1};
     Coroutine *co;
 
     here_open();
@@ -250,7 +252,7 @@ TEST(cancel_after_the_end_and_before_the_wake)
 
 TEST(cancel_of_what_cannot_be_cancelled)
 {
-    Wait w = { .timeout_ns = -1 };
+    Wait w = {.timeout_ns = -1};
     Coroutine *co;
 
     here_open();
@@ -264,7 +266,7 @@ TEST(cancel_of_what_cannot_be_cancelled)
 /* A transfer in the kernel ends by its completion, also when cancelled. */
 TEST(a_hook_may_leave_the_end_to_a_completion)
 {
-    Wait w = { .timeout_ns = 0 };
+    Wait w = {.timeout_ns = 0};
 
     here_open();
     begin(stubborn, &w);
@@ -276,7 +278,7 @@ TEST(a_hook_may_leave_the_end_to_a_completion)
     here_close();
 }
 
-/* --- across threads --------------------------------------------------------*/
+/* --- across threads ------------------------------------------------------*/
 
 static void remote_waiter(void *opaque)
 {
@@ -295,7 +297,7 @@ TEST(ends_from_another_thread)
 
     loops_start(1);
     for (unsigned i = 0; i < rounds; i++) {
-        Wait w = { .timeout_ns = -1 };
+        Wait w = {.timeout_ns = -1};
 
         start(loop(0), remote_waiter, &w);
         until(load_acquire(&w.done));
@@ -313,7 +315,7 @@ TEST(a_timeout_races_with_a_completion)
 
     loops_start(1);
     for (unsigned i = 0; i < rounds; i++) {
-        Wait w = { .timeout_ns = i % 64 * 100 };
+        Wait w = {.timeout_ns = i % 64 * 100};
         bool first;
 
         start(loop(0), remote_waiter, &w);
@@ -329,13 +331,13 @@ TEST(a_timeout_races_with_a_completion)
     loops_stop();
 }
 
-/* --- misuse ----------------------------------------------------------------*/
+/* --- misuse --------------------------------------------------------------*/
 
 TEST_ABORTS(resumed_by_a_stranger,
             "coroutine \"sleeper\" waits for Thing 0x[0-9a-f]+, and was "
             "resumed by somebody else")
 {
-    Wait w = { .timeout_ns = -1 };
+    Wait w = {.timeout_ns = -1};
 
     here_open();
     coroutine_enter(begin_named("sleeper", waiter, &w));
@@ -345,7 +347,7 @@ TEST_ABORTS(resumed_by_a_stranger_before_its_timeout,
             "coroutine \"sleeper\" waits for Thing 0x[0-9a-f]+, and was "
             "resumed by somebody else")
 {
-    Wait w = { .timeout_ns = INT64_MAX };
+    Wait w = {.timeout_ns = INT64_MAX};
 
     here_open();
     aio_co_wake(begin_named("sleeper", waiter, &w));
@@ -355,14 +357,14 @@ TEST_ABORTS(without_a_home,
             "coroutine \"vagabond\" would have to wait for Thing "
             "0x[0-9a-f]+, but has no home .* aio_co_enter\\(\\)")
 {
-    Wait w = { .timeout_ns = -1 };
+    Wait w = {.timeout_ns = -1};
 
     begin_named("vagabond", waiter, &w);
 }
 
 TEST_ABORTS(outside_a_coroutine, "Thing 0x[0-9a-f]+: called outside")
 {
-    Wait w = { .timeout_ns = -1 };
+    Wait w = {.timeout_ns = -1};
 
     here_open();
     waiter(&w);
