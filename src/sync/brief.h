@@ -25,7 +25,11 @@
 #include "base/atomic.h"
 #include "base/compiler.h"
 
-enum { BRIEF_FREE = 0, BRIEF_HELD, BRIEF_SLEEPERS };
+enum {
+    BRIEF_FREE = 0,
+    BRIEF_HELD,
+    BRIEF_SLEEPERS
+};
 
 COLD void brief_lock_slow(uint32_t *lock);
 COLD void brief_wake(uint32_t *lock);

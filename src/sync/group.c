@@ -49,7 +49,7 @@ static int forget_error(CoGroup *group)
 
 static void member_ended(CoGroup *group, int result)
 {
-    Fifo woken = { NULL, NULL };
+    Fifo woken = {NULL, NULL};
     Waiter *waiter;
     int error;
 
@@ -96,8 +96,7 @@ static int member_new(Coroutine **co, CoGroup *group, CoGroupFunc *fn,
     return ret;
 }
 
-int co_group_run(CoGroup *group, AioContext *ctx, CoGroupFunc *fn,
-                 void *opaque)
+int co_group_run(CoGroup *group, AioContext *ctx, CoGroupFunc *fn, void *opaque)
 {
     Coroutine *co;
     int ret;
@@ -125,7 +124,7 @@ static void cancel_wait(CoWait *wait, int error)
 {
     CoGroup *group = (CoGroup *)wait->object;
     Waiter *waiter = waiter_of(wait);
-    Fifo woken = { NULL, NULL };
+    Fifo woken = {NULL, NULL};
 
     brief_lock(&group->lock_);
     if (waiter->linked) {

@@ -39,7 +39,10 @@
 
 #include <string.h>
 
-enum { MUTEX_FREE = 0, MUTEX_HELD = 1 };
+enum {
+    MUTEX_FREE = 0,
+    MUTEX_HELD = 1
+};
 
 /*
  * How often a locker looks at a mutex that another thread holds before it
@@ -60,8 +63,7 @@ static COLD NORETURN void misuse_relock(const CoMutex *mutex,
            coroutine_label(self, &label), (const void *)mutex);
 }
 
-static COLD NORETURN void misuse_resumed(CoMutex *mutex,
-                                         const Coroutine *self)
+static COLD NORETURN void misuse_resumed(CoMutex *mutex, const Coroutine *self)
 {
     CoroutineLabel label;
 
@@ -335,8 +337,7 @@ void co_mutex_unlock(CoMutex *mutex)
          * the mutex is still ours to hand over.  Pairs with [mutex-free/B] in
          * try_take().
          */
-        if (likely(cas_release(&mutex->word_, &held,
-                               (uintptr_t)MUTEX_FREE))) {
+        if (likely(cas_release(&mutex->word_, &held, (uintptr_t)MUTEX_FREE))) {
             return;
         }
         mutex_take_over_pushed(mutex);

@@ -98,7 +98,7 @@ static int coroutine_fn queue_wait(CoQueue *queue, CoLock lock,
                                    int64_t timeout_ns, const char *who)
 {
     Coroutine *self = sync_self(who, "CoQueue", queue);
-    QueueWaiter waiter = { .lock = lock };
+    QueueWaiter waiter = {.lock = lock};
     int64_t result;
 
     check_lock(lock, who);
@@ -135,19 +135,19 @@ int co_queue_wait_lock_timeout_ns(CoQueue *queue, CoLock lock,
 
 /* One wake call. */
 typedef struct QueueWake {
-    const char *who;      /* the call */
-    CoQueue *queue;       /* for messages */
-    Coroutine *self;      /* the waker, or NULL outside coroutines */
-    CoLock lock;          /* outside: the one that the caller holds */
-    CoMutex *mutex;       /* whose pushed waiters have been taken over */
-    Fifo ready;           /* claimed, to be delivered by this call */
+    const char *who; /* the call */
+    CoQueue *queue;  /* for messages */
+    Coroutine *self; /* the waker, or NULL outside coroutines */
+    CoLock lock;     /* outside: the one that the caller holds */
+    CoMutex *mutex;  /* whose pushed waiters have been taken over */
+    Fifo ready;      /* claimed, to be delivered by this call */
 } QueueWake;
 
 static COLD NORETURN void misuse_other_lock(const QueueWake *wake,
                                             const QueueWaiter *waiter)
 {
-    static const char *const kinds[] = { "no lock", "CoMutex",
-                                         "pthread_mutex_t" };
+    static const char *const kinds[] = {"no lock", "CoMutex",
+                                        "pthread_mutex_t"};
     CoroutineLabel label;
 
     misuse("%s: %s waits in CoQueue %p with %s %p, and the call was made with "
@@ -180,8 +180,7 @@ static void check_may_wake(const QueueWake *wake, const QueueWaiter *waiter)
         mutex_misuse_not_holder(wake->who, waiter->lock.lock);
     }
     if (waiter->lock.kind == CO_LOCK_NONE &&
-        waiter->base.wait.co->home !=
-            (CoHome *)(void *)os_thread()->context) {
+        waiter->base.wait.co->home != (CoHome *)(void *)os_thread()->context) {
         misuse_other_thread(wake, waiter);
     }
 }
@@ -292,7 +291,7 @@ static COLD NORETURN void misuse_mutex_outside(const char *who, CoLock lock)
 
 static QueueWake enter_begin(CoQueue *queue, CoLock lock, const char *who)
 {
-    QueueWake wake = { .who = who, .queue = queue, .lock = lock };
+    QueueWake wake = {.who = who, .queue = queue, .lock = lock};
 
     check_lock(lock, who);
     if (unlikely(os_thread()->current != NULL)) {

@@ -131,8 +131,7 @@ static void enqueue(CoRwlock *rwlock, RwlockWaiter *waiter, bool write)
     waiters_append(&rwlock->waiters_, &waiter->base);
 }
 
-static void coroutine_fn lock_as(CoRwlock *rwlock, bool write,
-                                 const char *call)
+static void coroutine_fn lock_as(CoRwlock *rwlock, bool write, const char *call)
 {
     Coroutine *self = sync_self(call, "CoRwlock", rwlock);
     RwlockWaiter waiter;
@@ -169,7 +168,7 @@ void co_rwlock_unlock(CoRwlock *rwlock)
 {
     const char *call = "co_rwlock_unlock";
     Coroutine *self = sync_self(call, "CoRwlock", rwlock);
-    Fifo granted = { NULL, NULL };
+    Fifo granted = {NULL, NULL};
 
     brief_lock(&rwlock->lock_);
     check_owner(call, rwlock, self);
@@ -184,7 +183,7 @@ void co_rwlock_downgrade(CoRwlock *rwlock)
 {
     const char *call = "co_rwlock_downgrade";
     Coroutine *self = sync_self(call, "CoRwlock", rwlock);
-    Fifo granted = { NULL, NULL };
+    Fifo granted = {NULL, NULL};
 
     brief_lock(&rwlock->lock_);
     if (unlikely(rwlock->writer_ != self)) {
@@ -201,7 +200,7 @@ void co_rwlock_upgrade(CoRwlock *rwlock)
 {
     const char *call = "co_rwlock_upgrade";
     Coroutine *self = sync_self(call, "CoRwlock", rwlock);
-    Fifo granted = { NULL, NULL };
+    Fifo granted = {NULL, NULL};
     RwlockWaiter waiter;
     bool wait;
 

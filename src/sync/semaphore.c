@@ -24,8 +24,8 @@
 #include <string.h>
 
 typedef struct SemaphoreWaiter {
-    Waiter base;     /* first */
-    uint64_t units;  /* wanted; constant */
+    Waiter base;    /* first */
+    uint64_t units; /* wanted; constant */
 } SemaphoreWaiter;
 
 void co_semaphore_init(CoSemaphore *semaphore, uint64_t units)
@@ -67,7 +67,7 @@ static void cancel_acquire(CoWait *wait, int error)
     CoSemaphore *semaphore = (CoSemaphore *)wait->object;
     Waiter *waiter = waiter_of(wait);
     const char *who = "a cancellation";
-    Fifo woken = { NULL, NULL };
+    Fifo woken = {NULL, NULL};
 
     brief_lock(&semaphore->lock_);
     if (waiter->linked) {
@@ -82,7 +82,7 @@ static void cancel_acquire(CoWait *wait, int error)
 
 int co_semaphore_acquire(CoSemaphore *semaphore, uint64_t units)
 {
-    SemaphoreWaiter waiter = { .units = units };
+    SemaphoreWaiter waiter = {.units = units};
 
     sync_self("co_semaphore_acquire", "CoSemaphore", semaphore);
     brief_lock(&semaphore->lock_);
@@ -117,7 +117,7 @@ static COLD NORETURN void misuse_overflow(CoSemaphore *semaphore,
 
 void co_semaphore_release(CoSemaphore *semaphore, uint64_t units)
 {
-    Fifo granted = { NULL, NULL };
+    Fifo granted = {NULL, NULL};
 
     brief_lock(&semaphore->lock_);
     if (unlikely(units > UINT64_MAX - semaphore->units_)) {

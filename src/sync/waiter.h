@@ -16,10 +16,10 @@
 #include <coaio/types.h>
 
 typedef struct Waiter {
-    CoWait wait;          /* first */
-    struct Waiter *next;  /* in a list, or in that of a CoMutex */
-    struct Waiter *prev;  /* valid while linked */
-    bool linked;          /* whether it is in one; the list's lock */
+    CoWait wait;         /* first */
+    struct Waiter *next; /* in a list, or in that of a CoMutex */
+    struct Waiter *prev; /* valid while linked */
+    bool linked;         /* whether it is in one; the list's lock */
 } Waiter;
 
 /* The waiter that wait is part of. */

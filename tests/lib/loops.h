@@ -19,7 +19,7 @@
 
 #include <sched.h>
 
-#define LOOPS_MAX 8
+#define LOOPS_MAX    8
 #define LOOPS_UNUSED __attribute__((unused))
 
 static AioContext *here LOOPS_UNUSED;
@@ -51,10 +51,9 @@ LOOPS_UNUSED static Coroutine *begin(CoroutineEntry *entry, void *opaque)
 }
 
 LOOPS_UNUSED static Coroutine *create_named(const char *name,
-                                            CoroutineEntry *entry,
-                                            void *opaque)
+                                            CoroutineEntry *entry, void *opaque)
 {
-    CoroutineOptions options = { .size = sizeof(options), .name = name };
+    CoroutineOptions options = {.size = sizeof(options), .name = name};
     Coroutine *co;
 
     CHECK_EQ(coroutine_create_full(&co, entry, opaque, &options), 0);
@@ -126,7 +125,7 @@ typedef struct Random {
 
 LOOPS_UNUSED static Random random_from(uint64_t seed, uint64_t number)
 {
-    Random random = { (seed ^ (number + 1) * 0x9e3779b97f4a7c15u) | 1 };
+    Random random = {(seed ^ (number + 1) * 0x9e3779b97f4a7c15u) | 1};
 
     return random;
 }
@@ -147,11 +146,11 @@ LOOPS_UNUSED static void step_aside(void)
 }
 
 /* Wait for what another thread is about to do. */
-#define until(condition)   \
-    do {                   \
+#define until(condition)       \
+    do {                       \
         while (!(condition)) { \
-            sched_yield(); \
-        }                  \
+            sched_yield();     \
+        }                      \
     } while (0)
 
 #endif

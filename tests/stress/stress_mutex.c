@@ -8,13 +8,13 @@
 
 #include <stdlib.h>
 
-#define LOOPS 5
+#define LOOPS   5
 #define MUTEXES 3
 
 typedef struct Guarded {
     CoMutex mutex;
-    unsigned long count;     /* plain */
-    Coroutine *inside;       /* plain */
+    unsigned long count; /* plain */
+    Coroutine *inside;   /* plain */
 } Guarded;
 
 typedef struct Worker {
@@ -81,16 +81,16 @@ static void work(void *opaque)
 
 static void work_at_random(unsigned n, unsigned long rounds)
 {
-    Guarded guarded[MUTEXES] = { { .count = 0 } };
+    Guarded guarded[MUTEXES] = {{.count = 0}};
     Worker *workers = calloc(n, sizeof(*workers));
     uint64_t seed = harness_seed();
 
     CHECK(workers != NULL);
     loops_start(LOOPS);
     for (unsigned i = 0; i < n; i++) {
-        workers[i] = (Worker){ .guarded = guarded,
-                               .rounds = harness_load(rounds),
-                               .random = random_from(seed, i) };
+        workers[i] = (Worker){.guarded = guarded,
+                              .rounds = harness_load(rounds),
+                              .random = random_from(seed, i)};
         start(loop(i), work, &workers[i]);
     }
     loops_join(n);
@@ -115,7 +115,7 @@ TEST(many_coroutines_lock_at_random)
     work_at_random(200, 500);
 }
 
-/* --- freed by the last unlocker -------------------------------------------*/
+/* --- freed by the last unlocker ------------------------------------------*/
 
 typedef struct Object {
     CoMutex mutex;
@@ -149,7 +149,7 @@ static void walk(void *opaque)
 
 static void walk_along(unsigned users, unsigned long count)
 {
-    Line line = { .count = harness_load(count), .users = users };
+    Line line = {.count = harness_load(count), .users = users};
 
     line.objects = calloc(line.count, sizeof(*line.objects));
     CHECK(line.objects != NULL);

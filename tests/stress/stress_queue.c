@@ -56,7 +56,7 @@ static void monitor_init(Monitor *m, bool use_pthread)
     CHECK_EQ(pthread_mutex_init(&m->pthread, NULL), 0);
 }
 
-/* --- bounded buffer: every item arrives once -------------------------------*/
+/* --- bounded buffer: every item arrives once -----------------------------*/
 
 #define SLOTS 4
 
@@ -139,7 +139,7 @@ TEST(bounded_buffer_with_pthread_mutex)
     pass_through_buffer(true);
 }
 
-/* --- barrier: the queue of each round is freed by the one that wakes -------*/
+/* --- barrier: the queue of each round is freed by the one that wakes -----*/
 
 typedef struct Barrier {
     Monitor monitor;
@@ -226,7 +226,7 @@ TEST(barrier_of_a_thousand_with_pthread_mutex)
     meet_often(true, 1000, 20);
 }
 
-/* --- timeouts that race with wake-ups --------------------------------------*/
+/* --- timeouts that race with wake-ups ------------------------------------*/
 
 typedef struct Race {
     Monitor monitor;
@@ -312,7 +312,7 @@ TEST(timeouts_race_with_wakes_with_pthread_mutex)
     race(true);
 }
 
-/* --- queues that are gone when the time is up ------------------------------*/
+/* --- queues that are gone when the time is up ----------------------------*/
 
 typedef struct Brief {
     Monitor monitor;
@@ -387,7 +387,7 @@ TEST(timeouts_race_with_the_end_of_the_queue_with_pthread_mutex)
     race_with_free(true);
 }
 
-/* --- plain threads wake ----------------------------------------------------*/
+/* --- plain threads wake --------------------------------------------------*/
 
 typedef struct Tokens {
     pthread_mutex_t lock;

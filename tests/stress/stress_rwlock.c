@@ -148,7 +148,7 @@ TEST(hundreds_of_coroutines)
     use_at_random(300, 10, 100);
 }
 
-/* --- freed by the last user ------------------------------------------------*/
+/* --- freed by the last user ----------------------------------------------*/
 
 typedef struct Object {
     CoRwlock lock;

@@ -14,7 +14,7 @@
 
 #define LOOPS 5
 
-/* --- plain threads and coroutines share units ------------------------------*/
+/* --- plain threads and coroutines share units ----------------------------*/
 
 static CoSemaphore units;
 static unsigned long rounds;
@@ -71,7 +71,7 @@ TEST(plain_threads_and_coroutines_share_units)
     CHECK_EQ(units.units_, LIMIT);
 }
 
-/* --- cancellations race with releases --------------------------------------*/
+/* --- cancellations race with releases ------------------------------------*/
 
 typedef struct Acquirer {
     unsigned long got;
@@ -158,7 +158,7 @@ TEST(cancellations_race_with_releases)
     CHECK(units.waiters_.head_ == NULL);
 }
 
-/* --- freed by the one that got the last units ------------------------------*/
+/* --- freed by the one that got the last units ----------------------------*/
 
 typedef struct Line {
     CoSemaphore **objects;
@@ -205,7 +205,7 @@ TEST(semaphores_are_freed_by_the_thousand)
     free(line.objects);
 }
 
-/* --- groups ----------------------------------------------------------------*/
+/* --- groups --------------------------------------------------------------*/
 
 typedef struct Node {
     unsigned depth;

@@ -19,22 +19,22 @@
 #define QUEUE_WAITERS 1000
 
 typedef struct Shared {
-    CoQueue *queue;         /* on the heap, so that it can be freed */
+    CoQueue *queue; /* on the heap, so that it can be freed */
     CoMutex mutex;
     pthread_mutex_t pthread;
     CoLockKind kind;
     int order[QUEUE_WAITERS * 2];
-    int woken;              /* how many entries order has */
-    int waiting;            /* under the lock */
+    int woken;   /* how many entries order has */
+    int waiting; /* under the lock */
 } Shared;
 
 typedef struct QueueJob {
     Shared *shared;
     int number;
-    int rounds;             /* waits so often */
-    int64_t timeout_ns;     /* below 0: none */
-    int result;             /* of the last wait */
-    AioContext *ctx;        /* where it lives, or NULL */
+    int rounds;         /* waits so often */
+    int64_t timeout_ns; /* below 0: none */
+    int result;         /* of the last wait */
+    AioContext *ctx;    /* where it lives, or NULL */
     bool done;
 } QueueJob;
 
@@ -96,13 +96,13 @@ LOOPS_UNUSED static int shared_wait(Shared *s, int64_t timeout_ns)
 
     switch (s->kind) {
     case CO_LOCK_MUTEX:
-        return limited ? co_queue_wait_timeout_ns(s->queue, &s->mutex,
-                                                  timeout_ns)
-                       : co_queue_wait(s->queue, &s->mutex);
+        return limited
+                   ? co_queue_wait_timeout_ns(s->queue, &s->mutex, timeout_ns)
+                   : co_queue_wait(s->queue, &s->mutex);
     case CO_LOCK_PTHREAD:
-        return limited ? co_queue_wait_timeout_ns(s->queue, &s->pthread,
-                                                  timeout_ns)
-                       : co_queue_wait(s->queue, &s->pthread);
+        return limited
+                   ? co_queue_wait_timeout_ns(s->queue, &s->pthread, timeout_ns)
+                   : co_queue_wait(s->queue, &s->pthread);
     default:
         return limited ? co_queue_wait_timeout_ns(s->queue, NULL, timeout_ns)
                        : co_queue_wait(s->queue, NULL);
@@ -138,30 +138,33 @@ LOOPS_UNUSED static void queue_waiter(void *opaque)
 LOOPS_UNUSED static QueueJob queue_job(Shared *s, int number)
 {
     QueueJob job = {
-        .shared = s, .number = number, .rounds = 1, .timeout_ns = -1,
+        .shared = s,
+        .number = number,
+        .rounds = 1,
+        .timeout_ns = -1,
     };
 
     return job;
 }
 
-#define QUEUE_CASES(name)                 \
-    static void name(CoLockKind kind);    \
-    TEST(name##_without_lock)             \
-    {                                     \
-        name(CO_LOCK_NONE);               \
-    }                                     \
+#define QUEUE_CASES(name)              \
+    static void name(CoLockKind kind); \
+    TEST(name##_without_lock)          \
+    {                                  \
+        name(CO_LOCK_NONE);            \
+    }                                  \
     QUEUE_CASES_LOCKED(name)
 
-#define QUEUE_CASES_LOCKED(name)          \
-    static void name(CoLockKind kind);    \
-    TEST(name##_with_mutex)               \
-    {                                     \
-        name(CO_LOCK_MUTEX);              \
-    }                                     \
-    TEST(name##_with_pthread_mutex)       \
-    {                                     \
-        name(CO_LOCK_PTHREAD);            \
-    }                                     \
+#define QUEUE_CASES_LOCKED(name)       \
+    static void name(CoLockKind kind); \
+    TEST(name##_with_mutex)            \
+    {                                  \
+        name(CO_LOCK_MUTEX);           \
+    }                                  \
+    TEST(name##_with_pthread_mutex)    \
+    {                                  \
+        name(CO_LOCK_PTHREAD);         \
+    }                                  \
     static void name(CoLockKind kind)
 
 #endif

@@ -241,7 +241,7 @@ TEST(a_cancelled_wait_leaves_the_group_as_it_is)
     here_close();
 }
 
-/* --- failure to start ------------------------------------------------------*/
+/* --- failure to start ----------------------------------------------------*/
 
 TEST(without_memory_nothing_is_started)
 {
@@ -268,7 +268,7 @@ TEST(without_memory_nothing_is_started)
     here_close();
 }
 
-/* --- across threads --------------------------------------------------------*/
+/* --- across threads ------------------------------------------------------*/
 
 static int hopping_member(void *opaque)
 {
@@ -335,7 +335,7 @@ TEST(run_from_a_plain_thread)
     loops_stop();
 }
 
-/* --- misuse ----------------------------------------------------------------*/
+/* --- misuse --------------------------------------------------------------*/
 
 TEST_ABORTS(run_without_any_context,
             "co_group_run: CoGroup 0x[0-9a-f]+: this thread has no context")

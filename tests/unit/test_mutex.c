@@ -16,8 +16,8 @@
 typedef struct Job {
     CoMutex *mutex;
     int number;
-    bool waits;    /* yields once while it holds the mutex */
-    bool has;      /* holds it now */
+    bool waits; /* yields once while it holds the mutex */
+    bool has;   /* holds it now */
     bool done;
 } Job;
 
@@ -53,8 +53,8 @@ static void try_once(void *opaque)
 
 TEST(zeroed_is_unlocked)
 {
-    CoMutex mutex = { 0 };
-    Job job = { .mutex = &mutex };
+    CoMutex mutex = {0};
+    Job job = {.mutex = &mutex};
 
     here_open();
     begin(lock_once, &job);
@@ -65,7 +65,7 @@ TEST(zeroed_is_unlocked)
 TEST(init_makes_it_unlocked)
 {
     CoMutex mutex;
-    Job job = { .mutex = &mutex };
+    Job job = {.mutex = &mutex};
 
     here_open();
     memset(&mutex, 0xa5, sizeof(mutex));
@@ -94,7 +94,7 @@ static void count_operations(void *opaque)
 
 TEST(uncontended_costs_two_locked_operations)
 {
-    CoMutex mutex = { 0 };
+    CoMutex mutex = {0};
 
     here_open();
     begin(count_operations, &mutex);
@@ -103,9 +103,9 @@ TEST(uncontended_costs_two_locked_operations)
 
 TEST(trylock_takes_a_free_one_only)
 {
-    CoMutex mutex = { 0 };
-    Job holder = { .mutex = &mutex, .waits = true };
-    Job job = { .mutex = &mutex };
+    CoMutex mutex = {0};
+    Job holder = {.mutex = &mutex, .waits = true};
+    Job job = {.mutex = &mutex};
     Coroutine *co;
 
     here_open();
@@ -120,15 +120,15 @@ TEST(trylock_takes_a_free_one_only)
 
 TEST(lockers_are_served_in_the_order_of_their_coming)
 {
-    CoMutex mutex = { 0 };
-    Job holder = { .mutex = &mutex, .number = -1, .waits = true };
+    CoMutex mutex = {0};
+    Job holder = {.mutex = &mutex, .number = -1, .waits = true};
     Job jobs[MANY];
     Coroutine *co;
 
     here_open();
     co = begin(lock_once, &holder);
     for (int i = 0; i < MANY; i++) {
-        jobs[i] = (Job){ .mutex = &mutex, .number = i };
+        jobs[i] = (Job){.mutex = &mutex, .number = i};
         begin(lock_once, &jobs[i]);
         CHECK(!jobs[i].done);
     }
@@ -143,13 +143,13 @@ TEST(lockers_are_served_in_the_order_of_their_coming)
 /* Those who come while the queue is being served go behind it. */
 TEST(late_lockers_queue_behind_early_ones)
 {
-    CoMutex mutex = { 0 };
+    CoMutex mutex = {0};
     Job jobs[6];
     Coroutine *co[6];
 
     here_open();
     for (int i = 0; i < 6; i++) {
-        jobs[i] = (Job){ .mutex = &mutex, .number = i, .waits = true };
+        jobs[i] = (Job){.mutex = &mutex, .number = i, .waits = true};
     }
     for (int i = 0; i < 3; i++) {
         co[i] = begin(lock_once, &jobs[i]);
@@ -195,10 +195,10 @@ static void unlock_and_look(void *opaque)
 
 TEST(an_unlocker_passes_over_no_waiter_and_runs_none)
 {
-    CoMutex mutex = { 0 };
+    CoMutex mutex = {0};
     Job jobs[2] = {
-        { .mutex = &mutex, .number = 1 },
-        { .mutex = &mutex, .number = 0 },
+        {.mutex = &mutex, .number = 1},
+        {.mutex = &mutex, .number = 0},
     };
     Coroutine *co;
 
@@ -231,7 +231,7 @@ static void lock_two(void *opaque)
 
 TEST(mutexes_nest)
 {
-    CoMutex mutexes[2] = { { 0 }, { 0 } };
+    CoMutex mutexes[2] = {{0}, {0}};
 
     here_open();
     for (int i = 0; i < 5; i++) {
@@ -245,9 +245,9 @@ TEST(mutexes_nest)
 
 TEST(waiting_cannot_be_cancelled)
 {
-    CoMutex mutex = { 0 };
-    Job holder = { .mutex = &mutex, .waits = true };
-    Job job = { .mutex = &mutex };
+    CoMutex mutex = {0};
+    Job holder = {.mutex = &mutex, .waits = true};
+    Job job = {.mutex = &mutex};
     Coroutine *co, *waiter;
 
     here_open();
@@ -263,9 +263,9 @@ TEST(waiting_cannot_be_cancelled)
 /* The holder of this thread cannot run meanwhile. */
 TEST(nobody_spins_for_a_holder_on_his_own_thread)
 {
-    CoMutex mutex = { 0 };
-    Job holder = { .mutex = &mutex, .waits = true };
-    Job job = { .mutex = &mutex };
+    CoMutex mutex = {0};
+    Job holder = {.mutex = &mutex, .waits = true};
+    Job job = {.mutex = &mutex};
     Coroutine *co;
 
     here_open();
@@ -295,15 +295,15 @@ static void take_over_costs_nothing(void *opaque)
 
 TEST(handing_over_allocates_nothing_and_notifies_nobody_here)
 {
-    CoMutex mutex = { 0 };
-    Job holder = { .mutex = &mutex };
+    CoMutex mutex = {0};
+    Job holder = {.mutex = &mutex};
     Job jobs[MANY];
     Coroutine *co;
 
     here_open();
     co = begin(take_over_costs_nothing, &holder);
     for (int i = 0; i < MANY; i++) {
-        jobs[i] = (Job){ .mutex = &mutex, .number = i };
+        jobs[i] = (Job){.mutex = &mutex, .number = i};
         begin(lock_once, &jobs[i]);
     }
     coroutine_enter(co);
@@ -315,8 +315,8 @@ TEST(handing_over_allocates_nothing_and_notifies_nobody_here)
 /* Without a context there is nowhere to wait, but what is free can be had. */
 TEST(a_coroutine_without_a_home_takes_free_ones)
 {
-    CoMutex mutex = { 0 };
-    Job job = { .mutex = &mutex, .waits = true };
+    CoMutex mutex = {0};
+    Job job = {.mutex = &mutex, .waits = true};
     Coroutine *co;
 
     co = begin(lock_once, &job);
@@ -328,15 +328,15 @@ TEST(a_coroutine_without_a_home_takes_free_ones)
     CHECK(job.done && job.has);
 }
 
-/* --- misuse ----------------------------------------------------------------*/
+/* --- misuse --------------------------------------------------------------*/
 
 TEST_ABORTS(waiting_without_a_home,
             "coroutine \"vagabond\" would have to wait for CoMutex "
             "0x[0-9a-f]+, but has no home .*aio_co_enter\\(\\)")
 {
-    CoMutex mutex = { 0 };
-    Job holder = { .mutex = &mutex, .waits = true };
-    Job job = { .mutex = &mutex };
+    CoMutex mutex = {0};
+    Job holder = {.mutex = &mutex, .waits = true};
+    Job job = {.mutex = &mutex};
 
     begin(lock_once, &holder);
     begin_named("vagabond", lock_once, &job);
@@ -353,8 +353,8 @@ TEST_ABORTS(unlock_by_a_stranger,
             "co_mutex_unlock: coroutine \"stranger\" does not hold CoMutex "
             "0x[0-9a-f]+; it is held by coroutine \"owner\"")
 {
-    CoMutex mutex = { 0 };
-    Job job = { .mutex = &mutex, .waits = true };
+    CoMutex mutex = {0};
+    Job job = {.mutex = &mutex, .waits = true};
 
     here_open();
     begin_named("owner", lock_once, &job);
@@ -365,8 +365,8 @@ TEST_ABORTS(unlock_of_a_free_one,
             "co_mutex_unlock: coroutine \"stranger\" does not hold CoMutex "
             "0x[0-9a-f]+; it is held by nobody")
 {
-    CoMutex mutex = { 0 };
-    Job job = { .mutex = &mutex };
+    CoMutex mutex = {0};
+    Job job = {.mutex = &mutex};
 
     here_open();
     begin_named("stranger", unlock_only, &job);
@@ -387,8 +387,8 @@ TEST_ABORTS(unlock_of_what_was_handed_over,
             "co_mutex_unlock: coroutine \"first\" does not hold CoMutex "
             "0x[0-9a-f]+; it is held by coroutine \"second\"")
 {
-    CoMutex mutex = { 0 };
-    Job jobs[2] = { { .mutex = &mutex }, { .mutex = &mutex } };
+    CoMutex mutex = {0};
+    Job jobs[2] = {{.mutex = &mutex}, {.mutex = &mutex}};
     Coroutine *co;
 
     here_open();
@@ -409,8 +409,8 @@ TEST_ABORTS(lock_of_what_one_holds,
             "co_mutex_lock: coroutine \"fool\" holds CoMutex 0x[0-9a-f]+ "
             "already")
 {
-    CoMutex mutex = { 0 };
-    Job job = { .mutex = &mutex };
+    CoMutex mutex = {0};
+    Job job = {.mutex = &mutex};
 
     here_open();
     begin_named("fool", lock_twice, &job);
@@ -426,8 +426,8 @@ static void lock_only(void *opaque)
 TEST_ABORTS(finish_with_it,
             "coroutine \"greedy\" has finished with 1 lock held")
 {
-    CoMutex mutex = { 0 };
-    Job job = { .mutex = &mutex };
+    CoMutex mutex = {0};
+    Job job = {.mutex = &mutex};
 
     here_open();
     begin_named("greedy", lock_only, &job);
@@ -437,9 +437,9 @@ TEST_ABORTS(finish_with_it,
 TEST_ABORTS(finish_with_what_was_handed_over,
             "coroutine \"greedy\" has finished with 1 lock held")
 {
-    CoMutex mutex = { 0 };
-    Job holder = { .mutex = &mutex, .waits = true };
-    Job job = { .mutex = &mutex };
+    CoMutex mutex = {0};
+    Job holder = {.mutex = &mutex, .waits = true};
+    Job job = {.mutex = &mutex};
     Coroutine *co;
 
     here_open();
@@ -459,8 +459,8 @@ TEST_ABORTS(assert_locked_without_it,
             "co_mutex_assert_locked: coroutine \"liar\" does not hold CoMutex "
             "0x[0-9a-f]+; it is held by nobody")
 {
-    CoMutex mutex = { 0 };
-    Job job = { .mutex = &mutex };
+    CoMutex mutex = {0};
+    Job job = {.mutex = &mutex};
 
     here_open();
     begin_named("liar", assert_only, &job);
@@ -469,7 +469,7 @@ TEST_ABORTS(assert_locked_without_it,
 TEST_ABORTS(lock_outside_coroutines,
             "co_mutex_lock: called outside a coroutine, on CoMutex 0x")
 {
-    CoMutex mutex = { 0 };
+    CoMutex mutex = {0};
 
     here_open();
     co_mutex_lock(&mutex);
@@ -478,7 +478,7 @@ TEST_ABORTS(lock_outside_coroutines,
 TEST_ABORTS(trylock_outside_coroutines,
             "co_mutex_trylock: called outside a coroutine, on CoMutex 0x")
 {
-    CoMutex mutex = { 0 };
+    CoMutex mutex = {0};
 
     here_open();
     co_mutex_trylock(&mutex);
@@ -487,7 +487,7 @@ TEST_ABORTS(trylock_outside_coroutines,
 TEST_ABORTS(unlock_outside_coroutines,
             "co_mutex_unlock: called outside a coroutine, on CoMutex 0x")
 {
-    CoMutex mutex = { 0 };
+    CoMutex mutex = {0};
 
     here_open();
     co_mutex_unlock(&mutex);
@@ -497,9 +497,9 @@ TEST_ABORTS(waiter_resumed_by_a_stranger,
             "coroutine \"sleeper\" waits for CoMutex 0x[0-9a-f]+, and was "
             "resumed by somebody else")
 {
-    CoMutex mutex = { 0 };
-    Job holder = { .mutex = &mutex, .waits = true };
-    Job job = { .mutex = &mutex };
+    CoMutex mutex = {0};
+    Job holder = {.mutex = &mutex, .waits = true};
+    Job job = {.mutex = &mutex};
 
     here_open();
     begin(lock_once, &holder);

@@ -18,7 +18,7 @@ typedef struct Waiter {
 } Waiter;
 
 static int order[64];
-static int served;     /* under the mutex */
+static int served; /* under the mutex */
 static bool held;
 static bool let_go;
 
@@ -48,7 +48,7 @@ static void locker(void *opaque)
 /* One on loop 0 holds it; n on the others come one after the other. */
 static void serve_in_order(unsigned contexts, int n)
 {
-    CoMutex mutex = { 0 };
+    CoMutex mutex = {0};
     Waiter w[64];
 
     loops_start(contexts + 1);
@@ -82,7 +82,7 @@ TEST(five_contexts_are_served_in_order)
     serve_in_order(5, 60);
 }
 
-/* --- spinning --------------------------------------------------------------*/
+/* --- spinning ------------------------------------------------------------*/
 
 static void holder_that_waits(void *opaque)
 {
@@ -98,8 +98,8 @@ static void holder_that_waits(void *opaque)
 /* Spinning for one on another thread is bounded, and learns that it fails. */
 TEST(spinning_in_vain_is_given_up)
 {
-    CoMutex mutex = { .spins_ = 40 };
-    Waiter w = { .mutex = &mutex };
+    CoMutex mutex = {.spins_ = 40};
+    Waiter w = {.mutex = &mutex};
     Coroutine *co;
 
     loops_start(2);
@@ -114,13 +114,13 @@ TEST(spinning_in_vain_is_given_up)
     loops_stop();
 }
 
-/* --- mutual exclusion ------------------------------------------------------*/
+/* --- mutual exclusion ----------------------------------------------------*/
 
 typedef struct Counter {
     CoMutex mutex;
     unsigned long rounds;
-    unsigned long count;    /* plain: the mutex protects it */
-    bool hop;               /* suspend in the critical section, at times */
+    unsigned long count; /* plain: the mutex protects it */
+    bool hop;            /* suspend in the critical section, at times */
     bool try;
 } Counter;
 
@@ -163,33 +163,33 @@ static void count_on_five(Counter *c, unsigned per_thread)
 
 TEST(five_threads_count)
 {
-    Counter c = { .rounds = 4000 };
+    Counter c = {.rounds = 4000};
 
     count_on_five(&c, 1);
 }
 
 TEST(five_threads_with_many_coroutines_count)
 {
-    Counter c = { .rounds = 200 };
+    Counter c = {.rounds = 200};
 
     count_on_five(&c, 20);
 }
 
 TEST(five_threads_count_and_suspend_meanwhile)
 {
-    Counter c = { .rounds = 1000, .hop = true };
+    Counter c = {.rounds = 1000, .hop = true};
 
     count_on_five(&c, 3);
 }
 
 TEST(five_threads_count_and_try_first)
 {
-    Counter c = { .rounds = 2000, .try = true };
+    Counter c = {.rounds = 2000, .try = true};
 
     count_on_five(&c, 2);
 }
 
-/* --- freed by the last unlocker --------------------------------------------*/
+/* --- freed by the last unlocker ------------------------------------------*/
 
 typedef struct Shared {
     CoMutex mutex;
@@ -230,7 +230,7 @@ TEST(the_last_unlocker_frees_it)
     loops_stop();
 }
 
-/* --- what a hand-over costs ------------------------------------------------*/
+/* --- what a hand-over costs ----------------------------------------------*/
 
 static void counting_holder(void *opaque)
 {
@@ -260,8 +260,8 @@ static void quiet_locker(void *opaque)
 
 TEST(a_hand_over_to_another_thread_notifies_once_and_allocates_nothing)
 {
-    CoMutex mutex = { 0 };
-    Waiter w = { .mutex = &mutex };
+    CoMutex mutex = {0};
+    Waiter w = {.mutex = &mutex};
 
     loops_start(2);
     start(loop(0), counting_holder, &mutex);

@@ -31,7 +31,7 @@ static void check_order(int n, int rounds)
     }
 }
 
-/* --- a waker: does one thing under the lock, and looks ---------------------*/
+/* --- a waker: does one thing under the lock, and looks -------------------*/
 
 typedef struct Waker {
     void (*act)(int n);
@@ -114,7 +114,7 @@ static void close_all(void)
     here_close();
 }
 
-/* --- state -----------------------------------------------------------------*/
+/* --- state ---------------------------------------------------------------*/
 
 TEST(init_makes_it_empty)
 {
@@ -141,7 +141,7 @@ QUEUE_CASES(empty_tells_whether_somebody_waits)
     close_all();
 }
 
-/* --- guarantees 1 and 2: order ---------------------------------------------*/
+/* --- guarantees 1 and 2: order -------------------------------------------*/
 
 QUEUE_CASES(next_wakes_the_oldest)
 {
@@ -224,7 +224,7 @@ QUEUE_CASES(a_waker_that_stays)
     close_all();
 }
 
-/* --- guarantee 3: freed at once --------------------------------------------*/
+/* --- guarantee 3: freed at once ------------------------------------------*/
 
 QUEUE_CASES(freed_after_next)
 {
@@ -244,7 +244,7 @@ QUEUE_CASES(freed_after_restart_all)
     close_all();
 }
 
-/* --- a waiter that wakes others --------------------------------------------*/
+/* --- a waiter that wakes others ------------------------------------------*/
 
 static void chain_link(void *opaque)
 {
@@ -270,7 +270,7 @@ QUEUE_CASES(a_chain_of_a_thousand_wakers)
     close_all();
 }
 
-/* --- guarantee 4: cost -----------------------------------------------------*/
+/* --- guarantee 4: cost ---------------------------------------------------*/
 
 static void act_count(int n)
 {
@@ -294,7 +294,7 @@ QUEUE_CASES(waking_here_costs_no_system_call_and_no_memory)
     close_all();
 }
 
-/* --- guarantee 6: morphing -------------------------------------------------*/
+/* --- guarantee 6: morphing -----------------------------------------------*/
 
 static int lock_order[8];
 static int locked;
@@ -441,7 +441,7 @@ TEST(waiters_of_one_queue_may_use_two_mutexes)
     close_all();
 }
 
-/* --- from outside coroutines -----------------------------------------------*/
+/* --- from outside coroutines ---------------------------------------------*/
 
 static bool enter_next(void)
 {

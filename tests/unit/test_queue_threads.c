@@ -12,7 +12,7 @@
 static Shared shared;
 static QueueJob jobs[QUEUE_WAITERS];
 
-/* --- taking the lock from a plain thread, also if it is a CoMutex ----------*/
+/* --- taking the lock from a plain thread, also if it is a CoMutex --------*/
 
 typedef struct Count {
     int waiting;
@@ -149,7 +149,7 @@ QUEUE_CASES_LOCKED(next_across_five_contexts)
     check_order_in_each_context(n, 5);
 }
 
-/* --- the queue is freed at once, and the waker ends ------------------------*/
+/* --- the queue is freed at once, and the waker ends ----------------------*/
 
 static void restart_and_free(void *opaque)
 {
@@ -171,7 +171,7 @@ QUEUE_CASES_LOCKED(freed_at_once_across_five_contexts)
     }
 }
 
-/* --- waiting again ---------------------------------------------------------*/
+/* --- waiting again -------------------------------------------------------*/
 
 /* Waiters that wait again are there for the next call, and only for that. */
 QUEUE_CASES_LOCKED(one_that_waits_again_is_woken_once_a_call)
@@ -190,7 +190,7 @@ QUEUE_CASES_LOCKED(one_that_waits_again_is_woken_once_a_call)
     CHECK_EQ(shared.woken, 4 * n);
 }
 
-/* --- cost ------------------------------------------------------------------*/
+/* --- cost ----------------------------------------------------------------*/
 
 static void counted_restart(void *opaque)
 {
@@ -231,7 +231,7 @@ TEST(moving_a_thousand_to_the_mutex_notifies_nobody)
     count_across(CO_LOCK_MUTEX, 5, 0);
 }
 
-/* --- no stampede -----------------------------------------------------------*/
+/* --- no stampede ---------------------------------------------------------*/
 
 static bool someone_runs;
 
@@ -264,7 +264,7 @@ TEST(restart_all_across_five_contexts_is_no_stampede)
     CHECK_EQ(shared.woken, QUEUE_WAITERS);
 }
 
-/* --- from plain threads ----------------------------------------------------*/
+/* --- from plain threads --------------------------------------------------*/
 
 TEST(enter_all_from_a_thread_without_a_context)
 {

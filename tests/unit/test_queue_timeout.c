@@ -168,7 +168,7 @@ QUEUE_CASES(all_of_a_thousand_time_out)
     close_all();
 }
 
-/* --- woken and timed out at once -------------------------------------------*/
+/* --- woken and timed out at once -----------------------------------------*/
 
 static void restart_and_linger(void *opaque)
 {
@@ -244,7 +244,7 @@ TEST(restart_all_passes_over_those_whose_time_is_up)
     timeout_before_the_wake(true);
 }
 
-/* --- cancelled -------------------------------------------------------------*/
+/* --- cancelled -----------------------------------------------------------*/
 
 QUEUE_CASES(cancelled_with_the_lock_held)
 {
@@ -281,7 +281,7 @@ QUEUE_CASES(cancelled_too_late)
     close_all();
 }
 
-/* --- another thread has the lock while the time is up ----------------------*/
+/* --- another thread has the lock while the time is up --------------------*/
 
 static bool waiting_seen;
 

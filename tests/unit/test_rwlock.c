@@ -217,7 +217,7 @@ TEST(an_unlock_hands_over_and_runs_nobody)
     here_close();
 }
 
-/* --- downgrade -------------------------------------------------------------*/
+/* --- downgrade -----------------------------------------------------------*/
 
 static void downgrade_in_one_go(void *opaque)
 {
@@ -279,7 +279,7 @@ TEST(downgrade_lets_the_first_readers_in_and_no_writer)
     here_close();
 }
 
-/* --- upgrade ---------------------------------------------------------------*/
+/* --- upgrade -------------------------------------------------------------*/
 
 static void upgrade_in_one_go(void *opaque)
 {
@@ -409,7 +409,7 @@ TEST(waiting_for_it_cannot_be_cancelled)
     here_close();
 }
 
-/* --- across threads --------------------------------------------------------*/
+/* --- across threads ------------------------------------------------------*/
 
 typedef struct Table {
     CoRwlock lock;
@@ -608,7 +608,7 @@ TEST(the_last_unlocker_frees_it)
     loops_stop();
 }
 
-/* --- misuse ----------------------------------------------------------------*/
+/* --- misuse --------------------------------------------------------------*/
 
 static void unlock_only(void *opaque)
 {

@@ -136,7 +136,7 @@ TEST(release_hands_over_and_runs_nobody)
     here_close();
 }
 
-/* --- cancellation ----------------------------------------------------------*/
+/* --- cancellation --------------------------------------------------------*/
 
 TEST(cancelled_it_has_taken_nothing)
 {
@@ -207,7 +207,7 @@ TEST(cancelled_too_late_it_has_the_units)
     here_close();
 }
 
-/* --- across threads --------------------------------------------------------*/
+/* --- across threads ------------------------------------------------------*/
 
 typedef struct Pool {
     CoSemaphore semaphore;
@@ -348,7 +348,7 @@ TEST(waking_a_hundred_costs_a_notification_a_context)
     loops_stop();
 }
 
-/* --- misuse ----------------------------------------------------------------*/
+/* --- misuse --------------------------------------------------------------*/
 
 TEST_ABORTS(release_of_too_many,
             "co_semaphore_release: CoSemaphore 0x[0-9a-f]+ has 1 units, and "
