@@ -7,18 +7,18 @@ DESTDIR ?=
 BUILD ?= build/release
 JOBS ?= $(shell nproc)
 IMAGE ?=
-export IMAGE SOCKET TCP JOBS
+export PREFIX DESTDIR IMAGE SOCKET TCP JOBS
 
 .PHONY: build serve test test-quick test-matrix bench install format clean help
 
 build: ## build the library and coaio-nbd (default)
 	@scripts/install-deps build
-	@scripts/configure $(BUILD) '-Dprefix=$(abspath $(PREFIX))' \
-	    -Dtests=false -Dbench=false
+	@scripts/configure $(BUILD) "-Dprefix=$$(realpath -ms -- "$$PREFIX")" \
+	    -Dlibdir=lib -Dtests=false -Dbench=false
 	@ninja -j$(JOBS) -C $(BUILD)
 
 serve: build ## serve a disk: IMAGE=disk.img [SOCKET=path] [TCP=address:port]
-	@COAIO_NBD=$(BUILD)/nbd/coaio-nbd scripts/serve "$$IMAGE"
+	@exec env COAIO_NBD=$(BUILD)/nbd/coaio-nbd scripts/serve "$$IMAGE"
 
 test: ## the full suite, sanitizers included; at most 20 minutes
 	@scripts/test full
@@ -36,9 +36,7 @@ bench: ## compare with the rivals; writes build/bench/results.json
 	@bench/run build/bench/tree build/bench
 
 install: build ## install below PREFIX (DESTDIR is put in front)
-	@meson install -C $(BUILD) --no-rebuild --quiet \
-	    $(if $(DESTDIR),--destdir '$(abspath $(DESTDIR))')
-	@echo "Installed coaio below $(if $(DESTDIR),$(abspath $(DESTDIR)))$(abspath $(PREFIX))."
+	@scripts/install $(BUILD)
 
 format: ## run clang-format over all C sources
 	@git ls-files -co --exclude-standard '*.[ch]' '*.cpp' | \
