@@ -385,7 +385,7 @@ static void coroutine_fn read_here(void *opaque)
 ON_EACH_ENGINE(a_number_that_is_reused)
 {
     AioContext *ctx = go_begin(engine);
-    char buf[16];
+    char buf[16] = "";
     int fd = in_memory();
 
     for (int round = 0; round < 3; round++) {
