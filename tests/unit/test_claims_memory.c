@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 
 /*
- * When memory runs out: three calls abort and say so; every other one returns
- * -ENOMEM, leaves its out-pointer alone, and works when there is memory again.
- * Allocation is made to fail in os/, the n-th call of each kind, until none
- * fails.
+ * When memory runs out, the calls of io.h return -ENOMEM or do their work, and
+ * no wait is lost: whichever allocation of theirs fails, until none does.
+ * Contexts, coroutines and bottom halves: test_fault_core.
  */
 
 #include "harness.h"
@@ -16,7 +15,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <stdlib.h>
 #include <unistd.h>
 
 #define FD_FIRST 300 /* numbers of which nothing is known yet */
@@ -33,62 +31,6 @@ static void set_up(void)
 {
     CHECK_EQ(aio_context_new(&ctx, NULL), 0);
     aio_context_attach(ctx);
-}
-
-/* --- what aborts ----------------------------------------------------------*/
-
-TEST_ABORTS(coroutine_create_without_memory,
-            "^coaio: coroutine_create: no memory or no guards for a stack")
-{
-    /* One mapping that fails is tried again, smaller; guards never work. */
-    CHECK_EQ(setenv("COAIO_GUARD", "none", 1), 0);
-    coroutine_create(nothing, NULL);
-}
-
-TEST_ABORTS(bh_new_without_memory, "^coaio: aio_bh_new: no memory")
-{
-    set_up();
-    os_fault_arm(1, ENOMEM, "alloc");
-    aio_bh_new(ctx, nothing, NULL);
-}
-
-TEST_ABORTS(schedule_oneshot_without_memory,
-            "^coaio: aio_bh_schedule_oneshot: no memory")
-{
-    set_up();
-    os_fault_arm(1, ENOMEM, "alloc");
-    aio_bh_schedule_oneshot(ctx, nothing, NULL);
-}
-
-/* --- what returns -ENOMEM -------------------------------------------------*/
-
-TEST(create_full_without_memory)
-{
-    CoroutineOptions options = { .size = sizeof(options) };
-    Coroutine *none = (Coroutine *)&options;
-    bool fired = true;
-    unsigned failed = 0;
-
-    for (uint64_t nth = 1; fired; nth++) {
-        Coroutine *co = none;
-        int ret;
-
-        options.stack_size = (size_t)16384 << nth; /* a class not used yet */
-        CHECK(nth < 9);
-        os_fault_arm(nth, ENOMEM, NULL);
-        ret = coroutine_create_full(&co, nothing, NULL, &options);
-        fired = os_fault_fired();
-        if (ret == 0) {
-            coroutine_delete(co);
-        } else {
-            CHECK_EQ(ret, -ENOMEM);
-            CHECK_EQ(co, none);
-            CHECK_EQ(coroutine_create_full(&co, nothing, NULL, &options), 0);
-            coroutine_delete(co);
-            failed++;
-        }
-    }
-    CHECK(failed > 0);
 }
 
 /* A call on fd, whose peer is the other end; both are closed by the case. */
