@@ -2,9 +2,9 @@
 
 /*
  * A timer never runs before its expiry, on either clock, and a sleep is never
- * short, however the loop is driven: by passes that do not block, which come at any moment, and by a loop
- * that sleeps.  The times are close together, so that a deadline which is
- * rounded, or taken for another's, shows.
+ * short, however the loop is driven: by passes that do not block, which come at
+ * any moment, and by a loop that sleeps.  The times are close together, so that
+ * a deadline which is rounded, or taken for another's, shows.
  */
 
 #include "harness.h"
