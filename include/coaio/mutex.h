@@ -9,8 +9,10 @@
  *   - First come, first served among those that have queued.  A locker that
  *     still spins has not queued, and may take a free lock; an unlocker never
  *     passes over a queued waiter.
- *   - A locker spins briefly, and only while the holder runs on another
- *     thread.
+ *   - A locker spins briefly, and only for a holder that took the mutex on
+ *     another thread, while nobody queues.  Whether that one still runs cannot
+ *     be asked, for it may be gone: so spinning that fails makes later
+ *     spinning shorter.
  *   - Whoever unlocks last may free the mutex at once, even while an earlier
  *     unlock is still returning in another thread.
  *   - There is no destroy function.  A zeroed CoMutex is an unlocked one.

@@ -24,17 +24,15 @@
 
 #include <errno.h>
 
-static COLD NORETURN void misuse_no_coroutine(const char *what,
-                                              const void *object)
-{
-    misuse("%s %p: called outside a coroutine, where nothing can wait for it",
-           what, object);
-}
-
-static COLD NORETURN void misuse_homeless(const CoWait *wait)
+void co_wait_misuse_init(const CoWait *wait)
 {
     CoroutineLabel label;
 
+    if (!wait->co) {
+        misuse("%s %p: called outside a coroutine, where nothing can wait "
+               "for it",
+               wait->what, wait->object);
+    }
     misuse("%s would have to wait for %s %p, but has no home to resume in: "
            "start it with aio_co_enter(), or where a context is attached",
            coroutine_label(wait->co, &label), wait->what, wait->object);
@@ -47,30 +45,6 @@ static COLD NORETURN void misuse_resumed(const CoWait *wait)
     misuse("%s waits for %s %p, and was resumed by somebody else: only what "
            "it waits for may wake it",
            coroutine_label(wait->co, &label), wait->what, wait->object);
-}
-
-void co_wait_init(CoWait *wait, const char *what, const void *object,
-                  CoWaitCancel *cancel)
-{
-    Coroutine *self = os_thread()->current;
-
-    if (unlikely(!self)) {
-        misuse_no_coroutine(what, object);
-    }
-    wait->co = self;
-    wait->what = what;
-    wait->object = object;
-    wait->cancel = cancel;
-    store_relaxed(&wait->outcome, WAIT_PENDING);
-    if (unlikely(!self->home)) {
-        misuse_homeless(wait);
-    }
-}
-
-bool co_wait_ended(CoWait *wait)
-{
-    /* [wait/B] pairs with [wait/A] in co_wait_claim_end(). */
-    return load_acquire(&wait->outcome) != WAIT_PENDING;
 }
 
 /* --- the waiter ----------------------------------------------------------*/
@@ -139,16 +113,6 @@ bool co_wait_claim_end(CoWait *wait, int64_t result)
      * had done.
      */
     return cas_acq_rel(&wait->outcome, &pending, result);
-}
-
-void co_wait_settle(CoWait *wait, int64_t result)
-{
-    invariant(load_relaxed(&wait->outcome) == WAIT_PENDING);
-    /*
-     * [wait/A] The only one who may end it needs no compare-and-swap.  Release
-     * as there.
-     */
-    store_release(&wait->outcome, result);
 }
 
 void co_wait_wake(CoWait *wait, const char *who)

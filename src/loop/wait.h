@@ -46,22 +46,40 @@ typedef struct CoWait CoWait;
 typedef void CoWaitCancel(CoWait *wait, int error);
 
 struct CoWait {
-    Coroutine *co;         /* who waits; constant */
-    const char *what;      /* "CoMutex", "fd", ...: for reports; constant */
-    const void *object;    /* the lock, queue, ...; or NULL */
-    CoWaitCancel *cancel;  /* NULL: cannot be cancelled */
-    int64_t outcome;       /* atomic: WAIT_PENDING, or the result */
+    Coroutine *co;        /* who waits; constant */
+    const char *what;     /* "CoMutex", "fd", ...: for reports; constant */
+    const void *object;   /* the lock, queue, ...; or NULL */
+    CoWaitCancel *cancel; /* NULL: cannot be cancelled */
+    int64_t outcome;      /* atomic: WAIT_PENDING, or the result */
 };
 
 #define WAIT_PENDING INT64_MIN
 
+COLD NORETURN void co_wait_misuse_init(const CoWait *wait);
+
 /* For the running coroutine.  Aborts if it has no home, naming what/object,
  * and pointing to aio_co_enter(). */
-void co_wait_init(CoWait *wait, const char *what, const void *object,
-                  CoWaitCancel *cancel);
+static inline void co_wait_init(CoWait *wait, const char *what,
+                                const void *object, CoWaitCancel *cancel)
+{
+    Coroutine *self = os_thread()->current;
+
+    wait->co = self;
+    wait->what = what;
+    wait->object = object;
+    wait->cancel = cancel;
+    store_relaxed(&wait->outcome, WAIT_PENDING);
+    if (unlikely(!self || !self->home)) {
+        co_wait_misuse_init(wait);
+    }
+}
 
 /* Has it ended (as seen now, with acquire)? */
-bool co_wait_ended(CoWait *wait);
+static inline bool co_wait_ended(CoWait *wait)
+{
+    /* [wait/B] pairs with [wait/A] in co_wait_claim_end(). */
+    return load_acquire(&wait->outcome) != WAIT_PENDING;
+}
 
 /*
  * Yield until the wait has ended, at most timeout_ns (below 0: for ever; the
@@ -80,9 +98,19 @@ bool co_wait_end(CoWait *wait, int64_t result, const char *who);
  * wake later: after claiming, the record stays valid until the wake.
  */
 bool co_wait_claim_end(CoWait *wait, int64_t result);
-/* The same by one who alone can end it: no cancel, no other completer. */
-void co_wait_settle(CoWait *wait, int64_t result);
 void co_wait_wake(CoWait *wait, const char *who);
+
+/* co_wait_claim_end() by one who alone can end it: no cancel, no other
+ * completer. */
+static inline void co_wait_settle(CoWait *wait, int64_t result)
+{
+    invariant(load_relaxed(&wait->outcome) == WAIT_PENDING);
+    /*
+     * [wait/A] Nobody comes first, so no compare-and-swap is needed.  Release:
+     * as there.
+     */
+    store_release(&wait->outcome, result);
+}
 
 /*
  * End what co waits for with error (-ETIMEDOUT, -ECANCELED), if it waits for

@@ -191,7 +191,7 @@ static NOINLINE void coroutine_fn queue_up(CoMutex *mutex)
     mutex_arrive(mutex);
 }
 
-static COLD void coroutine_fn lock_slow(CoMutex *mutex)
+static NOINLINE void coroutine_fn lock_slow(CoMutex *mutex)
 {
     OsThread *thread = os_thread();
     Coroutine *self = thread->current;
@@ -210,12 +210,13 @@ void co_mutex_lock(CoMutex *mutex)
 {
     OsThread *thread = os_thread();
     Coroutine *self = thread->current;
-    uintptr_t word = load_relaxed(&mutex->word_);
+    uintptr_t word = MUTEX_FREE;
 
     if (unlikely(!self)) {
-        sync_self("co_mutex_lock", "CoMutex", mutex);
+        sync_misuse_outside("co_mutex_lock", "CoMutex", mutex);
     }
-    if (likely(word == MUTEX_FREE && try_take(mutex, &word))) {
+    if (likely(load_relaxed(&mutex->word_) == MUTEX_FREE &&
+               try_take(mutex, &word))) {
         settle_in(mutex, thread, self);
         return;
     }
@@ -292,7 +293,7 @@ void mutex_append(CoMutex *mutex, Waiter *waiter)
 /* --- letting go ----------------------------------------------------------*/
 
 /* Give the mutex to the oldest in the list, which is not empty. */
-static void hand_over(CoMutex *mutex)
+static NOINLINE void hand_over(CoMutex *mutex)
 {
     Waiter *waiter = load_relaxed(&mutex->head_);
 
@@ -313,7 +314,7 @@ static void hand_over(CoMutex *mutex)
      * the mutex and look again whether somebody took it; then it looks at a
      * mutex that may be gone.
      */
-    co_wait_wake(&waiter->wait, "co_mutex_unlock"); /* INVARIANTS 5 */
+    wake_as(waiter->wait.co, "co_mutex_unlock"); /* INVARIANTS 5 */
 }
 
 void co_mutex_unlock(CoMutex *mutex)
@@ -322,7 +323,7 @@ void co_mutex_unlock(CoMutex *mutex)
     uintptr_t held = MUTEX_HELD;
 
     if (unlikely(!self)) {
-        sync_self("co_mutex_unlock", "CoMutex", mutex);
+        sync_misuse_outside("co_mutex_unlock", "CoMutex", mutex);
     }
     if (unlikely(!mutex_held_by(mutex, self))) {
         mutex_misuse_not_holder("co_mutex_unlock", mutex);

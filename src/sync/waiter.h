@@ -100,8 +100,20 @@ static inline void waiters_deliver(Fifo *chain)
     }
 }
 
+COLD NORETURN void sync_misuse_outside(const char *call, const char *kind,
+                                       const void *object);
+
 /* The running coroutine; outside one, abort and say that call may not be made
  * there on the object of that kind. */
-Coroutine *sync_self(const char *call, const char *kind, const void *object);
+static inline Coroutine *sync_self(const char *call, const char *kind,
+                                   const void *object)
+{
+    Coroutine *self = os_thread()->current;
+
+    if (unlikely(!self)) {
+        sync_misuse_outside(call, kind, object);
+    }
+    return self;
+}
 
 #endif
