@@ -154,7 +154,7 @@ void coroutine_claim(Coroutine *co, const char *who)
 
 /* --- homes ---------------------------------------------------------------*/
 
-void coroutine_count_in(Coroutine *co)
+static inline void count_in(Coroutine *co)
 {
     CoHome *home = co->home;
 
@@ -168,17 +168,27 @@ void coroutine_count_in(Coroutine *co)
     co->counted = true;
 }
 
-void coroutine_count_out(OsThread *thread, Coroutine *co)
+void coroutine_count_in(Coroutine *co)
+{
+    count_in(co);
+}
+
+static inline void count_out(OsThread *thread, Coroutine *co)
 {
     if (!co->counted) {
         return;
     }
     co->counted = false;
-    if ((CoHome *)thread->context == co->home) {
+    if (likely((CoHome *)(void *)thread->context == co->home)) {
         co->home->population--;
     } else {
         coroutine_leave_home(co->home);
     }
+}
+
+void coroutine_count_out(OsThread *thread, Coroutine *co)
+{
+    count_out(thread, co);
 }
 
 AioContext *coroutine_context(const Coroutine *co)
@@ -211,7 +221,7 @@ static inline void settle(Coroutine *co)
         store_relaxed(&co->home,
                       (CoHome *)(void *)coroutine_current_context());
     }
-    coroutine_count_in(co);
+    count_in(co);
 }
 
 /* Make a free slot a new coroutine. */
@@ -326,8 +336,25 @@ static inline bool can_enter(const OsThread *thread, const Coroutine *co)
            load_relaxed(&co->scheduled) == NULL;
 }
 
+/* Whether there is nothing to count: co is where it belongs. */
+static inline bool is_home(const Coroutine *co)
+{
+    return co->counted || !co->home;
+}
+
+/* Make co the running coroutine; the switch follows. */
+static inline void begin(OsThread *thread, Coroutine *co, Coroutine *caller)
+{
+    if (unlikely(!is_home(co))) {
+        coroutine_count_in(co);
+    }
+    store_relaxed(&co->state, COROUTINE_ENTERED);
+    co->caller = caller;
+    thread->current = co;
+}
+
 /* It may not: abort with the reason, or bring co home to this thread first. */
-static COLD void enter_slow(OsThread *thread, Coroutine *co)
+static COLD void bring_here(OsThread *thread, Coroutine *co)
 {
     CoroutineLabel label, other;
     const char *by;
@@ -353,15 +380,18 @@ static COLD void enter_slow(OsThread *thread, Coroutine *co)
     store_release(&co->scheduled, NULL);
 }
 
-/* Make co the running coroutine; the switch follows. */
-static inline void begin(OsThread *thread, Coroutine *co, Coroutine *caller)
+/* The way round: it is a call of its own so that the straight way is short. */
+static COLD void enter_slow(Coroutine *co)
 {
-    if (unlikely(!co->counted)) {
-        coroutine_count_in(co);
+    OsThread *thread = os_thread();
+    Coroutine *from = thread->current;
+
+    os_check_fork("coroutine_enter");
+    if (!co || !can_enter(thread, co)) {
+        bring_here(thread, co);
     }
-    store_relaxed(&co->state, COROUTINE_ENTERED);
-    co->caller = caller;
-    thread->current = co;
+    begin(thread, co, from);
+    switch_to(thread, from, co);
 }
 
 void coroutine_enter(Coroutine *co)
@@ -369,11 +399,14 @@ void coroutine_enter(Coroutine *co)
     OsThread *thread = os_thread();
     Coroutine *from = thread->current;
 
-    os_check_fork("coroutine_enter");
-    if (unlikely(!co || !can_enter(thread, co))) {
-        enter_slow(thread, co);
+    if (unlikely(!co || !can_enter(thread, co) || !is_home(co) ||
+                 load_relaxed(&os_forked))) {
+        enter_slow(co);
+        return;
     }
-    begin(thread, co, from);
+    store_relaxed(&co->state, COROUTINE_ENTERED);
+    co->caller = from;
+    thread->current = co;
     switch_to(thread, from, co);
 }
 
@@ -445,27 +478,46 @@ static void call_on_yield(void *opaque)
     call(co);
 }
 
-void coroutine_yield(void)
+/* The way round, with all that may have to be done. */
+static COLD void yield_slow(void)
 {
     OsThread *thread = os_thread();
     Coroutine *co = thread->current;
     Coroutine *to;
 
     os_check_fork("coroutine_yield");
-    if (unlikely(!co)) {
+    if (!co) {
         misuse("coroutine_yield: called outside a coroutine: there is nobody "
                "to yield to");
     }
     store_relaxed(&co->state, COROUTINE_PARKED);
     to = leave(thread, co);
-    if (unlikely(to == co)) {
+    if (to == co) {
         return;
     }
-    if (unlikely(co->on_yield != NULL)) {
+    if (co->on_yield) {
         switch_to_call(thread, co, to, call_on_yield, co, false);
     } else {
         switch_to(thread, co, to);
     }
+}
+
+void coroutine_yield(void)
+{
+    OsThread *thread = os_thread();
+    Coroutine *co = thread->current;
+    Coroutine *to;
+
+    if (unlikely(!co || co->on_yield || thread->deferred.head ||
+                 load_relaxed(&os_forked))) {
+        yield_slow();
+        return;
+    }
+    store_relaxed(&co->state, COROUTINE_PARKED);
+    to = co->caller;
+    co->caller = NULL;
+    thread->current = to;
+    switch_to(thread, co, to);
 }
 
 static COLD void check_may_finish(Coroutine *co)
@@ -486,16 +538,15 @@ static COLD void check_may_finish(Coroutine *co)
 }
 
 /* The running coroutine has ended; comes back when the slot is used again. */
-static void finish(void)
+static void finish(Coroutine *co)
 {
     OsThread *thread = os_thread();
-    Coroutine *co = thread->current;
     Coroutine *to;
 
     if (unlikely(co->locks_held || load_relaxed(&co->scheduled))) {
         check_may_finish(co);
     }
-    coroutine_count_out(thread, co);
+    count_out(thread, co);
     store_relaxed(&co->state, COROUTINE_FREE);
     to = leave(thread, co);
     if (!WRAPPED_SWITCH && likely(pool_put_early(thread, co))) {
@@ -508,12 +559,13 @@ static void finish(void)
 /* A slot's stack stays in this loop from one coroutine to the next. */
 void coroutine_main(void)
 {
-    arrive(NULL);
-    for (;;) {
-        Coroutine *co = os_thread()->current;
+    Coroutine *co;
 
+    arrive(NULL);
+    co = os_thread()->current; /* the slot's own: always the same */
+    for (;;) {
         co->entry(co->opaque);
-        finish();
+        finish(co);
     }
 }
 

@@ -23,6 +23,8 @@ static OsMutex quarantine_lock = OS_MUTEX_INIT;
 static Fifo quarantine; /* of Coroutine.link; quarantine_lock */
 static unsigned quarantined;
 
+bool pool_plain;    /* the pool's hook is set, and COAIO_DEBUG is not */
+
 static bool hooked; /* atomic; threads that end give back what they have */
 
 static Coroutine *next_of(const Coroutine *co)
@@ -44,6 +46,7 @@ static COLD void prepare(OsThread *thread)
     os_thread_on_exit(give_back_all);
     os_thread_prepare(thread);
     store_release(&hooked, true);
+    store_relaxed(&pool_plain, !os_debug());
 }
 
 /* Others prepare threads, too, and know nothing of the hook. */
@@ -71,7 +74,7 @@ Coroutine *pool_refill(OsThread *thread)
 }
 
 /* Give the older half back: the newer ones are in the caches. */
-static NOINLINE void give_back_batch(OsThread *thread)
+void pool_give_back_batch(OsThread *thread)
 {
     Coroutine *last = thread->pool;
     Coroutine *rest;
@@ -104,34 +107,12 @@ static Coroutine *pass_quarantine(Coroutine *co)
     return node ? container_of(node, Coroutine, link) : NULL;
 }
 
-/* The newest half stays: co itself is not given away (see pool_put_early). */
-static inline void put_default(OsThread *thread, Coroutine *co)
-{
-    if (needs_prepare(thread)) {
-        prepare(thread);
-    }
-    stack_recycle(co);
-    co->link.next = thread->pool ? &thread->pool->link : NULL;
-    thread->pool = co;
-    thread->pool_size++;
-    if (unlikely(thread->pool_size == POOL_LIMIT)) {
-        give_back_batch(thread);
-    }
-}
-
-bool pool_put_early(OsThread *thread, Coroutine *co)
-{
-    if (unlikely(co->size_class != STACK_CLASS_DEFAULT || co->unguarded ||
-                 os_debug())) {
-        return false;
-    }
-    put_default(thread, co);
-    return true;
-}
-
 void pool_put(OsThread *thread, Coroutine *co)
 {
     invariant(co->state == COROUTINE_FREE);
+    if (needs_prepare(thread)) {
+        prepare(thread);
+    }
     if (unlikely(os_debug())) {
         co = pass_quarantine(co);
         if (!co) {
@@ -142,5 +123,8 @@ void pool_put(OsThread *thread, Coroutine *co)
         stack_put(co);
         return;
     }
-    put_default(thread, co);
+    if (COAIO_ASAN) {
+        stack_recycle(co);
+    }
+    pool_push(thread, co);
 }
