@@ -13,6 +13,8 @@
 #include <coaio/coroutine.h>
 #include <dlfcn.h>
 #include <execinfo.h>
+#include <pthread.h>
+#include <signal.h>
 #include <string.h>
 
 enum {
@@ -359,6 +361,53 @@ TEST(unwinding_ends_at_the_entry)
     CHECK_EQ(frames_of(0, 20), count);
     CHECK_EQ(frames_of(10, 0), count + 10);
     CHECK_EQ(frames_of(30, 7), count + 30);
+}
+
+/* --- signal masks ---------------------------------------------------------*/
+
+static bool blocked(int sig)
+{
+    sigset_t mask;
+
+    CHECK_EQ(pthread_sigmask(SIG_SETMASK, NULL, &mask), 0);
+    return sigismember(&mask, sig);
+}
+
+static void look_at_mask(void *opaque)
+{
+    bool *seen = opaque;
+
+    seen[0] = blocked(SIGUSR1);
+    coroutine_yield();
+    seen[1] = blocked(SIGUSR1);
+}
+
+static void *enter_with_blocked(void *opaque)
+{
+    sigset_t mask;
+
+    sigemptyset(&mask);
+    sigaddset(&mask, SIGUSR1);
+    CHECK_EQ(pthread_sigmask(SIG_BLOCK, &mask, NULL), 0);
+    coroutine_enter(opaque);
+    CHECK(blocked(SIGUSR1));
+    return NULL;
+}
+
+/* The portable switch brought the mask of the thread before along: I/O threads,
+ * which block signals, were killed by a SIGXFSZ in a coroutine from outside. */
+TEST(a_mask_belongs_to_the_thread)
+{
+    bool seen[2] = {true, false};
+    Coroutine *co = coroutine_create(look_at_mask, seen);
+    pthread_t thread;
+
+    coroutine_enter(co);
+    CHECK(!seen[0]);
+    CHECK_EQ(pthread_create(&thread, NULL, enter_with_blocked, co), 0);
+    CHECK_EQ(pthread_join(thread, NULL), 0);
+    CHECK(seen[1]);
+    CHECK(!blocked(SIGUSR1));
 }
 
 TEST_MAIN()

@@ -17,9 +17,19 @@
 void switch_stack(void **from, void *to)
 {
     ucontext_t here;
+    ucontext_t *there = to;
 
+    /*
+     * A saved context carries the signal mask of the thread that it was saved
+     * on, and would impose it on this one, where signals are blocked, or are
+     * not, for reasons of its own.
+     */
+    if (getcontext(&here) < 0) {
+        misuse("getcontext failed: this system cannot switch stacks");
+    }
+    there->uc_sigmask = here.uc_sigmask;
     *from = &here;
-    if (swapcontext(&here, to) < 0) {
+    if (swapcontext(&here, there) < 0) {
         misuse("swapcontext failed: this system cannot switch stacks");
     }
 }
