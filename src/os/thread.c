@@ -21,6 +21,7 @@
 #include "os/clock.h"
 #include "os/fault.h"
 #include "os/memory.h"
+#include "os/misc.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -115,6 +116,11 @@ void os_thread_prepare(OsThread *thread)
     os_check_fork("coaio");
     if (likely(thread->prepared)) {
         return;
+    }
+    if (unlikely(os_shadow_stack())) {
+        misuse("this thread runs with a shadow stack, and coroutines cannot "
+               "switch that yet: start the program with "
+               "GLIBC_TUNABLES=glibc.cpu.x86_shstk=off");
     }
     pthread_once(&once, set_up);
     if (key_usable) {

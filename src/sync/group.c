@@ -101,6 +101,7 @@ int co_group_run(CoGroup *group, AioContext *ctx, CoGroupFunc *fn, void *opaque)
     Coroutine *co;
     int ret;
 
+    os_check_fork("co_group_run");
     if (!ctx) {
         ctx = os_thread()->context;
     }

@@ -212,6 +212,7 @@ void co_mutex_lock(CoMutex *mutex)
     Coroutine *self = thread->current;
     uintptr_t word = MUTEX_FREE;
 
+    os_check_fork("co_mutex_lock");
     if (unlikely(!self)) {
         sync_misuse_outside("co_mutex_lock", "CoMutex", mutex);
     }
@@ -322,6 +323,7 @@ void co_mutex_unlock(CoMutex *mutex)
     Coroutine *self = os_thread()->current;
     uintptr_t held = MUTEX_HELD;
 
+    os_check_fork("co_mutex_unlock");
     if (unlikely(!self)) {
         sync_misuse_outside("co_mutex_unlock", "CoMutex", mutex);
     }

@@ -293,6 +293,7 @@ static QueueWake enter_begin(CoQueue *queue, CoLock lock, const char *who)
 {
     QueueWake wake = {.who = who, .queue = queue, .lock = lock};
 
+    os_check_fork(who);
     check_lock(lock, who);
     if (unlikely(os_thread()->current != NULL)) {
         misuse_inside(who, queue);

@@ -100,6 +100,7 @@ bool co_semaphore_try_acquire(CoSemaphore *semaphore, uint64_t units)
 {
     bool taken;
 
+    os_check_fork("co_semaphore_try_acquire");
     brief_lock(&semaphore->lock_);
     taken = take_if_enough(semaphore, units);
     brief_unlock(&semaphore->lock_);
@@ -119,6 +120,7 @@ void co_semaphore_release(CoSemaphore *semaphore, uint64_t units)
 {
     Fifo granted = {NULL, NULL};
 
+    os_check_fork("co_semaphore_release");
     brief_lock(&semaphore->lock_);
     if (unlikely(units > UINT64_MAX - semaphore->units_)) {
         misuse_overflow(semaphore, units);

@@ -110,6 +110,7 @@ static inline Coroutine *sync_self(const char *call, const char *kind,
 {
     Coroutine *self = os_thread()->current;
 
+    os_check_fork(call);
     if (unlikely(!self)) {
         sync_misuse_outside(call, kind, object);
     }

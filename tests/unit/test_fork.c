@@ -240,10 +240,48 @@ static void call_iothread_new(void)
     iothread_new(&iothread, "child", NULL);
 }
 
+static void call_semaphore_release(void)
+{
+    CoSemaphore semaphore = {0};
+
+    co_semaphore_release(&semaphore, 1);
+}
+
+static void call_semaphore_try_acquire(void)
+{
+    CoSemaphore semaphore = {0};
+
+    co_semaphore_try_acquire(&semaphore, 1);
+}
+
+static int end_at_once(void *opaque)
+{
+    (void)opaque;
+    return 0;
+}
+
+static void call_group_run(void)
+{
+    CoGroup group = {0};
+
+    co_group_run(&group, ctx, end_at_once, NULL);
+}
+
+static void call_queue_enter_next(void)
+{
+    CoQueue queue = {0};
+
+    co_queue_enter_next(&queue, NULL);
+}
+
 static const struct {
     void (*call)(void);
     const char *name;
 } calls[] = {
+    {call_semaphore_release, "co_semaphore_release"},
+    {call_semaphore_try_acquire, "co_semaphore_try_acquire"},
+    {call_group_run, "co_group_run"},
+    {call_queue_enter_next, "co_queue_enter_next"},
     {call_coroutine_self, "coroutine_self"},
     {call_coroutine_context, "coroutine_context"},
     {call_aio_context_current, "aio_context_current"},
@@ -306,9 +344,31 @@ static void call_co_reschedule_self(void)
     co_reschedule_self(other);
 }
 
+static CoMutex mutex;
+
+static void call_co_mutex_lock(void)
+{
+    co_mutex_lock(&mutex);
+}
+
+static void call_co_mutex_trylock(void)
+{
+    co_mutex_trylock(&mutex);
+}
+
+static void call_co_rwlock_rdlock(void)
+{
+    CoRwlock rwlock = {0};
+
+    co_rwlock_rdlock(&rwlock);
+}
+
 static void fork_inside(void *opaque)
 {
     (void)opaque;
+    check_refused(call_co_mutex_lock, "co_mutex_lock");
+    check_refused(call_co_mutex_trylock, "co_mutex_trylock");
+    check_refused(call_co_rwlock_rdlock, "co_rwlock_rdlock");
     check_refused(call_coroutine_yield, "coroutine_yield");
     check_refused(call_co_reschedule_self, "co_reschedule_self");
     check_refused(call_coroutine_create, "coroutine_create");
