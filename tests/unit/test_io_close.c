@@ -212,6 +212,48 @@ ON_EACH_ENGINE(a_reader_that_was_woken_does_not_touch_the_new_file)
     go_end(ctx);
 }
 
+/* Take one byte, then do the same at once. */
+static void coroutine_fn receive_and_swap(void *opaque)
+{
+    Swap *s = opaque;
+    char byte;
+
+    CHECK_EQ(co_recv(s->fd, &byte, 1, 0), 1);
+    CHECK_EQ(co_close(s->fd), 0);
+    pair(s->again);
+    CHECK_EQ(s->again[0], s->fd);
+    CHECK_EQ(write(s->again[1], "x", 1), 1);
+    s->done = true;
+}
+
+/*
+ * The second reader has been handed the turn, and has not run yet when the
+ * first closes the descriptor.
+ */
+ON_EACH_ENGINE(a_reader_whose_turn_has_come_does_not_touch_the_new_file)
+{
+    AioContext *ctx = go_begin(engine);
+    Call reader;
+    Swap s;
+    int fds[2];
+
+    pair(fds);
+    s = (Swap){.fd = fds[0]};
+    reader = (Call){.fd = fds[0]};
+    go(receive_and_swap, &s);
+    go(receive, &reader);
+    CHECK_EQ(write(fds[1], "o", 1), 1);
+    go_until(ctx, &s.done);
+    go_until(ctx, &reader.done);
+    CHECK_EQ(reader.result, -ECANCELED);
+    CHECK_EQ(recv(s.again[0], &reader.byte, 1, MSG_DONTWAIT), 1);
+    CHECK_EQ(reader.byte, 'x');
+    close(fds[1]);
+    close(s.again[0]);
+    close(s.again[1]);
+    go_end(ctx);
+}
+
 static void coroutine_fn receive_elsewhere(void *opaque)
 {
     Call *call = opaque;
@@ -584,6 +626,8 @@ ON_EACH_ENGINE(a_sleep_is_cancelled)
     call = (Call){0};
     co = go(sleep_a_pass, &call);
     CHECK(co_wait_cancel(co, -ECANCELED));
+    /* What was posted to the loop lies in its frame. */
+    CHECK(!call.done);
     go_until(ctx, &call.done);
     CHECK_EQ(call.result, -ECANCELED);
     go_end(ctx);

@@ -22,6 +22,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#define HALF_COLD (2 << 20)
+
 typedef enum Op { PREAD, PWRITE, READ, WRITE, FSYNC, FDATASYNC, FALLOCATE } Op;
 
 typedef struct File {
@@ -249,41 +251,6 @@ ON_EACH_ENGINE(vectors_in_memory)
     vectors(engine, in_memory());
 }
 
-/*
- * Half of the file is in the page cache, the other half is not: RWF_NOWAIT
- * gives the first half, and the caller is to get all.
- */
-ON_EACH_ENGINE(a_cold_half_is_fetched)
-{
-    AioContext *ctx = go_begin(engine);
-    size_t size = 2 << 20;
-    char *bytes = malloc(size), *again = malloc(size);
-    struct iovec iov[40];
-    int fd = on_disk();
-
-    for (size_t i = 0; i < size; i++) {
-        bytes[i] = (char)(i * 11 >> 5);
-    }
-    CHECK_EQ(write(fd, bytes, size), size);
-    CHECK_EQ(fdatasync(fd), 0);
-    for (size_t i = 0; i < 40; i++) {
-        iov[i].iov_base = again + i * (size / 40);
-        iov[i].iov_len = i == 39 ? size - 39 * (size / 40) : size / 40;
-    }
-    for (int round = 0; round < 3; round++) {
-        CHECK_EQ(posix_fadvise(fd, (off_t)size / 2, 0, POSIX_FADV_DONTNEED),
-                 0);
-        memset(again, 0, size);
-        CHECK_EQ(do_vector(ctx, (Vector){.fd = fd, .iov = iov, .iovcnt = 40}),
-                 size);
-        CHECK_EQ(memcmp(bytes, again, size), 0);
-    }
-    close(fd);
-    free(bytes);
-    free(again);
-    go_end(ctx);
-}
-
 /* --- the way it takes -----------------------------------------------------*/
 
 static unsigned own_calls, other_calls; /* atomic */
@@ -345,6 +312,12 @@ TEST(what_a_file_cannot_do_is_tried_once)
     CHECK(os_fault_fired());
     CHECK_EQ(own_calls, 1);
     CHECK_EQ(load_relaxed(&other_calls), 10);
+
+    /* Or rather, seldom: what is learned wrongly is not kept for ever. */
+    for (int i = 0; i < IO_CHECK_INTERVAL; i++) {
+        CHECK_EQ(do_op(ctx, PREAD, fd, buf, sizeof(buf), 0), sizeof(buf));
+    }
+    CHECK(own_calls > 1);
     close(fd);
     go_end(ctx);
 }
@@ -362,6 +335,59 @@ TEST(synchronous_files_are_left_to_workers)
     CHECK_EQ(load_relaxed(&other_calls), 1);
     close(fd);
     go_end(ctx);
+}
+
+static bool saw_short; /* a call of this thread returned less than all */
+
+static void record_short(const OsRecord *r)
+{
+    if (!r->begin && syscall(SYS_gettid) == own && r->result > 0 &&
+        r->result < HALF_COLD) {
+        saw_short = true;
+    }
+}
+
+/*
+ * Half of the file is in the page cache, the other half is not: RWF_NOWAIT
+ * gives the first half, and the caller is to get all.
+ */
+ON_EACH_ENGINE(a_cold_half_is_fetched)
+{
+    AioContext *ctx = go_begin(engine);
+    char *bytes = malloc(HALF_COLD), *again = malloc(HALF_COLD);
+    struct iovec iov[40];
+    int fd = on_disk();
+
+    own = (pid_t)syscall(SYS_gettid);
+    for (size_t i = 0; i < HALF_COLD; i++) {
+        bytes[i] = (char)(i * 11 >> 5);
+    }
+    /* In small pieces, which the cache then drops one by one. */
+    for (size_t at = 0; at < HALF_COLD; at += 4096) {
+        CHECK_EQ(write(fd, bytes + at, 4096), 4096);
+    }
+    CHECK_EQ(fdatasync(fd), 0);
+    for (size_t i = 0; i < 40; i++) {
+        iov[i].iov_base = again + i * (HALF_COLD / 40);
+        iov[i].iov_len = HALF_COLD / 40;
+    }
+    iov[39].iov_len += HALF_COLD % 40;
+    os_set_recorder(record_short);
+    for (int round = 0; round < 3; round++) {
+        CHECK_EQ(posix_fadvise(fd, HALF_COLD / 2, 0, POSIX_FADV_DONTNEED), 0);
+        memset(again, 0, HALF_COLD);
+        CHECK_EQ(do_vector(ctx, (Vector){.fd = fd, .iov = iov, .iovcnt = 40}),
+                 HALF_COLD);
+        CHECK_EQ(memcmp(bytes, again, HALF_COLD), 0);
+    }
+    os_set_recorder(NULL);
+    close(fd);
+    free(bytes);
+    free(again);
+    go_end(ctx);
+    if (!saw_short) {
+        SKIP("the page cache of /var/tmp cannot be emptied by half");
+    }
 }
 
 /* --- numbers that change their meaning ------------------------------------*/

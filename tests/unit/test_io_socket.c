@@ -513,6 +513,14 @@ ON_EACH_ENGINE(no_more_system_calls_than_needed)
     CHECK_EQ(os_counter(OS_COUNT_SYSCALLS) - calls, 1);
     CHECK_EQ(os_locked_operations(), locked);
     CHECK_EQ(peer.result, 1);
+
+    /* Nor does one that had to find out what the descriptor is, once. */
+    put(fds[1], "x");
+    go(read_once, &peer);
+    put(fds[1], "x");
+    calls = os_counter(OS_COUNT_SYSCALLS);
+    go(read_once, &peer);
+    CHECK_EQ(os_counter(OS_COUNT_SYSCALLS) - calls, 1);
     close_pair(fds);
     go_end(ctx);
 }
