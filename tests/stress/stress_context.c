@@ -294,7 +294,7 @@ static unsigned long count_guests(void)
 /* The contexts of these rounds stay: what was left in them keeps them. */
 TEST(each_wakeup_runs_or_is_counted_as_lost)
 {
-    static IOThread *kept[200]; /* reachable, for leak checkers */
+    static IOThread *volatile kept[200]; /* reachable, for leak checkers */
     unsigned long rounds = harness_load(sizeof(kept) / sizeof(*kept));
 
     harness_allow_fds(4 * 200);

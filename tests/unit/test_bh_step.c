@@ -11,11 +11,15 @@
  */
 #include "base/compiler.h"
 #include "harness.h"
+#include "loop/context.h"
+#include "loopthread.h"
 #include "os/fault.h"
 
 #include <coaio/bh.h>
 #include <coaio/context.h>
+#include <coaio/coroutine.h>
 #include <coaio/fd.h>
+#include <coaio/wake.h>
 #include <signal.h>
 #include <string.h>
 #include <ucontext.h>
@@ -106,7 +110,7 @@ static inline void set_trap_flag(bool on)
 #endif
 }
 
-static void begin(bool same)
+static void catch_traps(void)
 {
     struct sigaction action;
 
@@ -117,6 +121,11 @@ static void begin(bool same)
     action.sa_sigaction = on_trap;
     action.sa_flags = SA_SIGINFO;
     CHECK_EQ(sigaction(SIGTRAP, &action, NULL), 0);
+}
+
+static void begin(bool same)
+{
+    catch_traps();
     CHECK_EQ(aio_context_new(&ctx, NULL), 0);
     aio_context_attach(ctx);
     own = aio_bh_new(ctx, count, &own_runs);
@@ -259,6 +268,12 @@ TEST(in_cancel_the_same_is_scheduled)
     try_all(schedule_own, cancel_own, true, (Bounds){0, 1});
 }
 
+/* It is not pending, and cancelling it must not undo that it becomes so. */
+TEST(in_cancel_of_one_that_is_not_pending_the_same_is_scheduled)
+{
+    try_all(NULL, cancel_own, true, (Bounds){0, 1});
+}
+
 TEST(in_notify_another_is_scheduled)
 {
     try_all(NULL, notify, false, (Bounds){0, 0});
@@ -359,6 +374,69 @@ TEST(on_the_way_into_the_sleep_another_is_scheduled)
     close(ends[0]);
     close(ends[1]);
     end();
+}
+
+/* --- the hold on the context ----------------------------------------------*/
+
+static unsigned long pins_at_push; /* 0: it has not pushed yet */
+
+static void on_trap_at_push(int number)
+{
+    (void)number;
+    if (!pins_at_push &&
+        (post_pending(&ctx->posted) || post_pending(&ctx->idle))) {
+        pins_at_push = load_relaxed(&ctx->pins);
+    }
+}
+
+static AioBHStorage storage;
+static Coroutine *co;
+
+static void shoot(void)
+{
+    aio_bh_schedule_oneshot_embedded(ctx, &storage, nothing, NULL);
+}
+
+static void schedule_co(void)
+{
+    aio_co_schedule(ctx, co);
+}
+
+static void poll_and_drop(void *arg)
+{
+    (void)arg;
+    aio_poll(ctx, false);
+    aio_bh_delete(own);
+    aio_context_unref(ctx);
+}
+
+/*
+ * What has been pushed may run and drop the last reference while its poster
+ * is still to notify; so the poster holds the context before it pushes.
+ */
+TEST(whoever_posts_holds_the_context_before_the_push)
+{
+    static void (*const calls[])(void) = {
+        schedule_own,
+        schedule_own_idle,
+        shoot,
+        schedule_co,
+    };
+
+    catch_traps();
+    signal(SIGTRAP, on_trap_at_push);
+    for (unsigned i = 0; i < sizeof(calls) / sizeof(calls[0]); i++) {
+        CHECK_EQ(aio_context_new(&ctx, NULL), 0);
+        own = aio_bh_new(ctx, nothing, NULL);
+        co = coroutine_create(nothing, NULL);
+        pins_at_push = 0;
+        set_trap_flag(true);
+        calls[i]();
+        set_trap_flag(false);
+        CHECK(pins_at_push >= 2); /* one is that of the references */
+        CHECK_EQ(load_relaxed(&ctx->pins), 1);
+        run_in_thread(poll_and_drop, NULL);
+    }
 }
 
 TEST_MAIN()

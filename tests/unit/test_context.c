@@ -521,9 +521,12 @@ TEST(busy_polling_grows_to_its_limit_and_not_beyond)
     aio_poll(ctx, true);
     ctx->poll_ns = 4;
     aio_timer_init(&timer, ctx, AIO_CLOCK_MONOTONIC, nothing, NULL);
-    aio_timer_mod_ns(&timer, os_clock_monotonic_ns() + 1000000);
-    while (aio_timer_pending(&timer)) {
-        aio_poll(ctx, true);
+    /* Long enough to be slept for, on a slow machine too. */
+    for (int64_t ns = 1000000; ctx->poll_ns == 4; ns *= 2) {
+        aio_timer_mod_ns(&timer, os_clock_monotonic_ns() + ns);
+        while (aio_timer_pending(&timer)) {
+            aio_poll(ctx, true);
+        }
     }
     CHECK_EQ(ctx->poll_ns, INT64_MAX);
     aio_context_unref(ctx);
