@@ -7,7 +7,7 @@ Metadata contexts and BLOCK_STATUS.
 import struct
 
 import nbdclient as nbd
-from nbdtest import KIB, MIB, case, eq, main, pattern, run
+from nbdtest import (KIB, MIB, case, eq, main, need_holes, pattern, run)
 
 ALLOCATION = "base:allocation"
 HOLE = nbd.STATE_HOLE | nbd.STATE_ZERO
@@ -173,6 +173,7 @@ def without_a_context_it_is_invalid(box):
 
 @case
 def holes_and_data_of_a_file(box):
+    need_holes(box)
     server = serve(box)
     with nbd.Client(server.address()) as client:
         client.ready("disk")
@@ -187,6 +188,7 @@ def holes_and_data_of_a_file(box):
 
 @case
 def req_one_gives_one_extent(box):
+    need_holes(box)
     server = serve(box)
     with nbd.Client(server.address()) as client:
         client.ready("disk")
@@ -201,6 +203,7 @@ def req_one_gives_one_extent(box):
 
 @case
 def it_follows_writes_and_trims(box):
+    need_holes(box)
     server = serve(box)
     with nbd.Client(server.address()) as client:
         client.ready("disk")
@@ -215,6 +218,7 @@ def it_follows_writes_and_trims(box):
 @case
 def a_file_with_many_extents(box):
     """As many as fit may be told; the first must be right."""
+    need_holes(box)
     server = serve(box)
     with open(server.image, "r+b") as file:
         for i in range(500):
@@ -256,6 +260,7 @@ def memory_and_null(box):
 
 @case
 def a_read_only_export(box):
+    need_holes(box)
     image = box.image(data=pattern(MIB))
     server = box.server(f"disk={image},ro")
     with nbd.Client(server.address()) as client:
@@ -292,6 +297,7 @@ def unknown_flags_are_invalid(box):
 
 @case
 def nbdinfo_map_agrees(box):
+    need_holes(box)
     server = serve(box)
     lines = run("nbdinfo", "--map", server.uri("disk")).splitlines()
     found = [tuple(int(word) for word in line.split()[:3]) for line in lines]
@@ -300,6 +306,7 @@ def nbdinfo_map_agrees(box):
 
 @case
 def qemu_img_map_agrees(box):
+    need_holes(box)
     server = serve(box)
     lines = run("qemu-img", "map", "-f", "raw", server.uri("disk"))
     data = [line.split()[:2] for line in lines.splitlines()[1:]]

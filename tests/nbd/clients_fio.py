@@ -4,8 +4,8 @@
 fio, with its own NBD client: random I/O whose contents it verifies.
 """
 
-from nbdtest import (MIB, Skip, case, file_system, main, need, rounds, run,
-                     seed, work_root)
+from nbdtest import (MIB, Skip, case, main, need, need_direct, rounds, run,
+                     seed)
 
 
 def need_fio():
@@ -83,8 +83,7 @@ def four_jobs_in_memory(box):
 @case
 def four_jobs_past_the_page_cache(box):
     need_fio()
-    if file_system(work_root()) == "tmpfs":
-        raise Skip("tmpfs knows no direct I/O")
+    need_direct(box)
     server = box.disk_server(size=128 * MIB, options=["--threads", 2,
                                                       "--direct"])
     fio(box, server.uri("disk"), "--rw=randwrite", "--bs=4k", "--iodepth=32",

@@ -8,7 +8,8 @@ import filecmp
 import json
 import os
 
-from nbdtest import KIB, MIB, allocated, case, eq, main, pattern, run
+from nbdtest import (KIB, MIB, allocated, case, eq, main, need_holes, pattern,
+                     run)
 
 
 def sparse_source(box, size=64 * MIB):
@@ -79,6 +80,7 @@ def copy_with_one_thread_and_little_room(box):
 @case
 def holes_survive_on_the_way_in(box):
     """nbdcopy writes them as zeroes, which the server punches."""
+    need_holes(box)
     source = sparse_source(box)
     server = box.disk_server(data=pattern(64 * MIB))
     assert allocated(server.image) >= 64 * MIB
@@ -90,6 +92,7 @@ def holes_survive_on_the_way_in(box):
 @case
 def holes_survive_on_the_way_out(box):
     """nbdcopy learns of them through BLOCK_STATUS."""
+    need_holes(box)
     source = sparse_source(box)
     server = box.server(f"disk={source}")
     run("nbdcopy", server.uri("disk"), box.path("out"))
@@ -100,6 +103,7 @@ def holes_survive_on_the_way_out(box):
 
 @case
 def holes_stay_in_an_empty_image(box):
+    need_holes(box)
     source = sparse_source(box)
     server = box.disk_server()
     run("nbdcopy", "--destination-is-zero", source, server.uri("disk"))
@@ -110,6 +114,7 @@ def holes_stay_in_an_empty_image(box):
 @case
 def allocated_fills_holes(box):
     """nbdcopy --allocated asks for NO_HOLE."""
+    need_holes(box)
     source = sparse_source(box)
     server = box.disk_server()
     run("nbdcopy", "--allocated", source, server.uri("disk"))

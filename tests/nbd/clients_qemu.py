@@ -7,8 +7,8 @@ QEMU's clients: qemu-img convert, compare and bench, qemu-io patterns.
 import os
 import subprocess
 
-from nbdtest import (KIB, MIB, Skip, allocated, case, main, need, pattern,
-                     rounds, run, seconds, spawn)
+from nbdtest import (KIB, MIB, Skip, allocated, case, main, need, need_holes,
+                     pattern, rounds, run, seconds, spawn)
 
 
 def qemu_io(server, *commands, read_only=False):
@@ -23,6 +23,7 @@ def qemu_io(server, *commands, read_only=False):
 
 @case
 def convert_in_compare_and_convert_out(box):
+    need_holes(box)
     source = box.image("source", data=pattern(16 * MIB), size=64 * MIB)
     server = box.disk_server()
     uri = server.uri("disk")

@@ -10,13 +10,12 @@ import random
 import re
 
 import nbdclient as nbd
-from nbdtest import (KIB, MIB, Skip, case, eq, file_system, main, pattern,
-                     rounds, run, seed, work_root)
+from nbdtest import (KIB, MIB, case, eq, main, need_direct, pattern, rounds,
+                     run, seed)
 
 
 def direct_server(box, **options):
-    if file_system(work_root()) in ("tmpfs", "ramfs"):
-        raise Skip(f"{work_root()} knows no direct I/O; set COAIO_TEST_DIR")
+    need_direct(box)
     return box.disk_server(options=["--direct"], **options)
 
 

@@ -195,6 +195,12 @@ def spawn(*command, limits=None, **options):
     return subprocess.Popen(prefix + [str(c) for c in command], **options)
 
 
+def own_lines(text):
+    """What the server has said, without what a tool has that it runs under."""
+    return [line for line in text.splitlines()
+            if not (WRAPPER and re.match(r"(--|==)\d+(--|==) ", line))]
+
+
 def need(program):
     if not shutil.which(program):
         raise Skip(f"{program} is not installed")
@@ -245,6 +251,36 @@ def need_disk():
 def pool():
     """Random bytes, of a length that no power of two divides."""
     return random.Random(1).randbytes(MIB + 7)
+
+
+def need_holes(box):
+    """Some cases are about holes in files, which the file system must know."""
+    path = box.path("holes")
+    with open(path, "wb") as file:
+        file.write(b"x" * MIB)
+        file.flush()
+        os.fsync(file.fileno())
+    done = subprocess.run(["fallocate", "--punch-hole", "--offset", "0",
+                           "--length", str(MIB), path],
+                          stderr=subprocess.DEVNULL)
+    if done.returncode != 0 or allocated(path) >= MIB:
+        raise Skip(f"{work_root()} has no holes; set COAIO_TEST_DIR")
+    with open(path, "rb") as file:
+        try:
+            file.seek(0, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+    raise Skip(f"{work_root()} does not tell of holes; set COAIO_TEST_DIR")
+
+
+def need_direct(box):
+    path = box.image("direct", size=MIB)
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_DIRECT))
+    except OSError:
+        raise Skip(f"{work_root()} knows no direct I/O; "
+                   "set COAIO_TEST_DIR") from None
 
 
 def pattern(length, key=0):
@@ -455,6 +491,9 @@ class Server:
             return ""
         with open(self.log, errors="replace") as log:
             return log.read()
+
+    def lines(self):
+        return own_lines(self.output())
 
     def check_output(self):
         found = re.search(r"Sanitizer|runtime error:", self.output())

@@ -13,8 +13,8 @@ import socket
 import subprocess
 
 import nbdclient as nbd
-from nbdtest import (MIB, SERVER, WRAPPER, Skip, case, eq, main, pattern,
-                     seconds, spawn, wait_until)
+from nbdtest import (MIB, SERVER, WRAPPER, Skip, case, eq, main, own_lines,
+                     pattern, seconds, spawn, wait_until)
 
 EXPORT = ["--export", "disk=memory:1M"]
 
@@ -28,7 +28,8 @@ def call(*arguments):
         except BaseException:
             process.kill()
             raise
-    return process.returncode, out, err
+    return process.returncode, out, "".join(
+        line + "\n" for line in own_lines(err))
 
 
 def check_refused(status, culprit, *arguments):
@@ -249,7 +250,7 @@ def lines_at(box, level):
         client.send(b"garbage that is long enough for a request")
         client.expect_eof()
     server.stop()
-    return len(server.output().splitlines())
+    return len(server.lines())
 
 
 @case
@@ -271,7 +272,7 @@ def a_client_cannot_fill_the_log(box):
             requests = [client.pack(77) for _ in range(500)]
             client.send(b"".join(requests))
             client.collect()
-    lines = server.output().splitlines()
+    lines = server.lines()
     assert len(lines) < 5000, f"{len(lines)} lines for 10,000 mistakes"
 
 

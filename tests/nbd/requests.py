@@ -11,8 +11,8 @@ A refusal must leave the connection as usable as it was.
 import random
 
 import nbdclient as nbd
-from nbdtest import (GIB, KIB, MIB, allocated, case, eq, is_instrumented,
-                     main, pattern, rounds, seed)
+from nbdtest import (GIB, KIB, MIB, allocated, case, eq, is_instrumented, main,
+                     need_holes, pattern, rounds, seed)
 
 SIZE = 64 * MIB + 1536
 MAX = 32 * MIB
@@ -218,6 +218,7 @@ def errors_of_structured_reads_are_structured(box):
 
 @case
 def write_zeroes_punches_and_no_hole_keeps(box):
+    need_holes(box)
     image = box.image(data=pattern(4 * MIB))
     server = box.server(f"disk={image}")
     full = allocated(image)
@@ -236,6 +237,7 @@ def write_zeroes_punches_and_no_hole_keeps(box):
 
 @case
 def trim_punches(box):
+    need_holes(box)
     image = box.image(data=pattern(4 * MIB))
     server = box.server(f"disk={image}")
     full = allocated(image)

@@ -48,7 +48,7 @@ def failing(server, status=1):
     server.launch()
     eq(server.process.wait(seconds(30)), status, "exit status")
     server.process = None
-    lines = server.output().splitlines()
+    lines = server.lines()
     eq(len(lines), 1, f"lines of {lines}")
     return lines[0]
 
@@ -313,7 +313,7 @@ def the_service_managers_variables_are_not_trusted(box):
         server.launch()
         status = server.process.wait(seconds(30))
         assert status in (1, 2), f"LISTEN_FDS={fds}: status {status}"
-        eq(len(server.output().splitlines()), 1, server.output())
+        eq(len(server.lines()), 1, server.output())
         os.unlink(server.log)
         server.process = None
 
