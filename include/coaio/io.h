@@ -9,7 +9,8 @@
  *   -ECANCELED  co_close() ended the wait
  *   -ENOMEM     the runtime found no memory
  *
- * Sends never raise SIGPIPE.  File descriptors that are opened here are
+ * Sends never raise SIGPIPE, nor does co_write() on a socket; on a pipe without
+ * readers it does, as write(2).  File descriptors that are opened here are
  * close-on-exec.  O_NONBLOCK of a descriptor is never changed, and does not
  * matter: a blocking descriptor works as well.
  *

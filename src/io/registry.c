@@ -34,6 +34,10 @@
 #define MIDDLE_BITS 12
 #define ROOT_BITS 13
 
+/* Between two attempts to end a connect(2). */
+#define PAUSE_NS 1000000
+#define PAUSE_MOST_NS 50000000
+
 typedef struct Leaf {
     IoFd entries[1 << LEAF_BITS];
 } Leaf;
@@ -242,9 +246,26 @@ static void coroutine_fn await_workers(IoFd *entry)
     }
 }
 
+/*
+ * A worker is in a connect(2), which can take minutes, or just about to call
+ * it: then shutdown(2) does not help yet.
+ */
+static void coroutine_fn cut_connect(IoFd *entry, int fd)
+{
+    int64_t pause_ns = 0;
+
+    while (load_acquire(&entry->running) > 0) {
+        os_shutdown(fd);
+        co_sleep_ns(pause_ns);
+        pause_ns = pause_ns < PAUSE_MOST_NS ? pause_ns + PAUSE_NS
+                                            : PAUSE_MOST_NS;
+    }
+}
+
 int io_fd_retire(IoFd *entry, int fd, uint32_t *kind)
 {
     List ended;
+    bool connecting;
 
     list_init(&ended);
     lock_both(entry);
@@ -256,13 +277,15 @@ int io_fd_retire(IoFd *entry, int fd, uint32_t *kind)
     *kind = io_fd_kind(entry);
     begin_generation(entry, 0, &ended); /* INVARIANTS 1 */
     io_jobs_cancel_locked(entry);
-    if (load_relaxed(&entry->running) > 0 &&
-        *kind == IO_KIND(OS_FILE_SOCKET)) {
-        os_shutdown(fd); /* a connect(2), which can take minutes */
-    }
+    /* Workers do nothing else with sockets. */
+    connecting = load_relaxed(&entry->running) > 0 &&
+                 (*kind == 0 || *kind == IO_KIND(OS_FILE_SOCKET));
     unlock_both(entry);
     io_turn_wake_all(&ended);
     fd_cancel_all(fd, -ECANCELED);
+    if (connecting) {
+        cut_connect(entry, fd);
+    }
     await_workers(entry);
     return 0;
 }

@@ -133,6 +133,21 @@ static ssize_t coroutine_fn transfer_with_turn(IoCall *call, IoTurn *turn)
     }
 }
 
+/* What a worker fails with when co_close() has cut it short says nothing. */
+static ssize_t coroutine_fn transfer_in_worker(IoCall *call, IoTurn *turn)
+{
+    ssize_t result = io_run_in_worker_turn(turn, block, call, call->what);
+
+    if (result < 0) {
+        os_mutex_lock(&turn->side->lock);
+        if (io_fd_stale(turn->entry, turn->generation)) {
+            result = -ECANCELED;
+        }
+        os_mutex_unlock(&turn->side->lock);
+    }
+    return result;
+}
+
 static NOINLINE ssize_t coroutine_fn transfer_slow(IoCall *call)
 {
     IoFd *entry;
@@ -152,7 +167,7 @@ static NOINLINE ssize_t coroutine_fn transfer_slow(IoCall *call)
     }
     result = transfer_with_turn(call, &turn);
     if (result == IO_NEEDS_WORKER) {
-        result = io_run_in_worker_turn(&turn, block, call, call->what);
+        result = transfer_in_worker(call, &turn);
     }
     io_turn_end(&turn);
     return result;

@@ -336,24 +336,116 @@ ON_EACH_ENGINE(several_accept_in_order)
     go_end(ctx);
 }
 
-/* What is accepted is known to be a socket: no call to find out. */
-TEST(an_accepted_number_starts_afresh)
+typedef struct Reader {
+    int fd;
+    char byte;
+    ssize_t result;
+    bool done;
+} Reader;
+
+static void coroutine_fn receive(void *opaque)
 {
-    AioContext *ctx = go_begin(NULL);
+    Reader *reader = opaque;
+
+    reader->result = co_recv(reader->fd, &reader->byte, 1, 0);
+    reader->done = true;
+}
+
+/* A number that was closed by other means, under one who waits on it. */
+ON_EACH_ENGINE(an_accepted_number_starts_afresh)
+{
+    AioContext *ctx = go_begin(engine);
     Address address;
     int fd = listening(AF_UNIX, SOCK_NONBLOCK, 8, &address);
     End caller = {.fd = client(&address, 0), .address = address};
     End server = {.fd = fd};
+    Reader old = {0}, new = {0};
+    int fds[2];
 
     go(reach, &caller);
     go_until(ctx, &caller.done);
+    CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+    old.fd = fds[0];
+    go(receive, &old);
+    CHECK(!old.done);
+    close(fds[0]);
+
     go(take, &server);
-    CHECK(server.done && server.result >= 0);
+    CHECK(server.done);
+    CHECK_EQ(server.result, fds[0]);
+    go_until(ctx, &old.done);
+    CHECK_EQ(old.result, -ECANCELED);
+    new.fd = server.result;
+    go(receive, &new);
+    CHECK(!new.done);
+    CHECK_EQ(write(caller.fd, "n", 1), 1);
+    go_until(ctx, &new.done);
+    CHECK_EQ(new.byte, 'n');
+    close(fds[1]);
     close(server.result);
     close(caller.fd);
     close(fd);
     go_end(ctx);
 }
+
+/* --- a peer that never answers --------------------------------------------*/
+
+static void coroutine_fn close_it(void *opaque)
+{
+    Reader *closer = opaque;
+
+    closer->result = co_close(closer->fd);
+    closer->done = true;
+}
+
+/*
+ * The queue of a TCP listener is full, so that the kernel drops what asks to
+ * be let in, and asks again for minutes.
+ */
+static void cut_short(const char *engine, int flags)
+{
+    enum { MOST = 16 };
+    AioContext *ctx = go_begin(engine);
+    Address address;
+    int fd = listening(AF_INET, 0, 0, &address);
+    int filling[MOST];
+    End caller = {.address = address};
+    Reader closer = {0};
+
+    for (int i = 0; i < MOST; i++) {
+        filling[i] = client(&address, SOCK_NONBLOCK);
+        connect(filling[i], &address.any, address.length);
+    }
+    caller.fd = client(&address, flags);
+    go(reach, &caller);
+    go_settle(ctx);
+    if (caller.done) {
+        SKIP("the queue of a listener has no end here");
+    }
+    closer.fd = caller.fd;
+    go(close_it, &closer);
+    go_until(ctx, &closer.done);
+    CHECK_EQ(closer.result, 0);
+    go_until(ctx, &caller.done);
+    CHECK_EQ(caller.result, -ECANCELED);
+    for (int i = 0; i < MOST; i++) {
+        close(filling[i]);
+    }
+    close(fd);
+    go_end(ctx);
+}
+
+ON_EACH_ENGINE(closing_ends_a_connection_attempt)
+{
+    cut_short(engine, SOCK_NONBLOCK);
+}
+
+ON_EACH_ENGINE(closing_ends_a_connection_attempt_in_a_worker)
+{
+    cut_short(engine, 0);
+}
+
+/* --- without a home -------------------------------------------------------*/
 
 static End homeless_server, homeless_caller;
 
