@@ -61,7 +61,7 @@ static void produce(void *opaque)
         store_relaxed(&fan->written[i], round);
         fan->schedule(fan->bh, round);
         for (unsigned spins = 0; load_relaxed(&fan->seen[i]) < round;) {
-            if (++spins % 64 == 0) {
+            if (++spins % 4096 == 0) {
                 sched_yield();
             }
         }

@@ -59,9 +59,12 @@ static void post(void *opaque)
         aio_bh_schedule_oneshot_embedded(storm->ctx, &poster->storage, receive,
                                          poster);
         for (unsigned spins = 0; load_acquire(&poster->received) < i;) {
-            if (++spins % 64 == 0) {
+            if (++spins % 4096 == 0) {
                 sched_yield();
             }
+        }
+        /* Come at another moment of the pass each time. */
+        for (volatile unsigned spin = 0; spin < i % 211; spin = spin + 1) {
         }
         for (unsigned spin = 0; spin < storm->pause * (i % 4); spin++) {
             spin_hint();
@@ -129,7 +132,7 @@ static void notify(void *opaque)
         store_relaxed(&notifier->wanted, i);
         aio_notify(notifier->ctx);
         for (unsigned spins = 0; load_relaxed(&notifier->got) < i;) {
-            if (++spins % 64 == 0) {
+            if (++spins % 4096 == 0) {
                 sched_yield();
             }
         }
