@@ -17,7 +17,7 @@
 /* A line under construction; what does not fit is cut off. */
 typedef struct Line {
     char *text;
-    size_t size;    /* of text, the terminating zero included */
+    size_t size; /* of text, the terminating zero included */
     size_t length;
 } Line;
 

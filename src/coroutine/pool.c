@@ -23,7 +23,7 @@ static OsMutex quarantine_lock = OS_MUTEX_INIT;
 static Fifo quarantine; /* of Coroutine.link; quarantine_lock */
 static unsigned quarantined;
 
-bool pool_plain;    /* the pool's hook is set, and COAIO_DEBUG is not */
+bool pool_plain; /* the pool's hook is set, and COAIO_DEBUG is not */
 
 static bool hooked; /* atomic; threads that end give back what they have */
 

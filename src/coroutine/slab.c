@@ -17,11 +17,11 @@
 
 #include <errno.h>
 
-#define GUARD_SIZE ((size_t)16 << 10)
-#define SMALLEST_STACK ((size_t)16 << 10)
-#define COLOUR_STEP 64
+#define GUARD_SIZE        ((size_t)16 << 10)
+#define SMALLEST_STACK    ((size_t)16 << 10)
+#define COLOUR_STEP       64
 #define GUARD_BATCH_FIRST 16
-#define WORD_BITS 64
+#define WORD_BITS         64
 
 _Static_assert(sizeof(Coroutine) + SLAB_COLOURS * COLOUR_STEP <= 2048,
                "the Coroutine and its colour leave room in their page");
@@ -181,8 +181,8 @@ Coroutine *slab_take_warm(Slab *slab)
     Coroutine *co = slab->warm;
 
     invariant(co && co->slab == slab);
-    slab->warm = co->link.next ? container_of(co->link.next, Coroutine, link)
-                               : NULL;
+    slab->warm =
+        co->link.next ? container_of(co->link.next, Coroutine, link) : NULL;
     slab->n_warm--;
     slab->used++;
     return co;
@@ -244,8 +244,8 @@ static unsigned find_cold(Slab *slab, bool naked)
         slab->cold_hint++;
     }
     for (unsigned w = slab->cold_hint; w < words; w++) {
-        uint64_t bits = slab->cold[w] &
-                        (naked ? slab->naked[w] : ~slab->naked[w]);
+        uint64_t bits =
+            slab->cold[w] & (naked ? slab->naked[w] : ~slab->naked[w]);
         if (bits) {
             return w * WORD_BITS + __builtin_ctzll(bits);
         }
@@ -289,13 +289,12 @@ static bool take_cold(Slab *slab, bool need_guard, Slot *slot, bool *unguarded)
     return true;
 }
 
-static bool take_fresh(Slab *slab, bool need_guard, Slot *slot,
-                       bool *unguarded)
+static bool take_fresh(Slab *slab, bool need_guard, Slot *slot, bool *unguarded)
 {
     unsigned index = slab->fresh;
     unsigned n = slab->slots - slab->fenced;
-    unsigned batch = slab->fenced > GUARD_BATCH_FIRST ? slab->fenced
-                                                      : GUARD_BATCH_FIRST;
+    unsigned batch =
+        slab->fenced > GUARD_BATCH_FIRST ? slab->fenced : GUARD_BATCH_FIRST;
 
     slot->naked = false;
     if (index == slab->slots) {

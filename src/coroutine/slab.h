@@ -28,28 +28,28 @@
 
 #include "coroutine/coroutine_int.h"
 
-#define SLAB_GUARD_BATCH 512  /* guards installed at once, at most */
-#define SLAB_COLOURS 16
+#define SLAB_GUARD_BATCH 512 /* guards installed at once, at most */
+#define SLAB_COLOURS     16
 
 typedef struct Slab {
-    char *base;          /* atomic; NULL: no mapping */
-    size_t size;         /* atomic; of the mapping */
-    unsigned fresh;      /* atomic; slots from here on are fresh */
+    char *base;     /* atomic; NULL: no mapping */
+    size_t size;    /* atomic; of the mapping */
+    unsigned fresh; /* atomic; slots from here on are fresh */
 
-    size_t stride;       /* of slots; set once */
-    size_t guard;        /* bytes of a guard; set once */
-    uint8_t size_class;  /* set once */
+    size_t stride;      /* of slots; set once */
+    size_t guard;       /* bytes of a guard; set once */
+    uint8_t size_class; /* set once */
 
-    unsigned slots;      /* how many there are */
-    unsigned fenced;     /* slots below have a guard, or are naked */
-    unsigned splits;     /* guards that are mappings of their own */
-    unsigned used;       /* how many are in that state */
+    unsigned slots;  /* how many there are */
+    unsigned fenced; /* slots below have a guard, or are naked */
+    unsigned splits; /* guards that are mappings of their own */
+    unsigned used;   /* how many are in that state */
     unsigned n_warm;
     unsigned n_cold;
     Coroutine *warm;
-    uint64_t *cold;      /* owned; a bit a slot */
-    uint64_t *naked;     /* a bit a slot: there is no guard; with cold */
-    unsigned cold_hint;  /* no word of cold below it has a bit set */
+    uint64_t *cold;     /* owned; a bit a slot */
+    uint64_t *naked;    /* a bit a slot: there is no guard; with cold */
+    unsigned cold_hint; /* no word of cold below it has a bit set */
 } Slab;
 
 /* A slot that is used, but has no Coroutine yet. */

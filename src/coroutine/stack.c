@@ -38,7 +38,7 @@
 #include <valgrind/valgrind.h>
 #else
 #define VALGRIND_STACK_REGISTER(start, end) 0
-#define VALGRIND_STACK_DEREGISTER(id) ((void)(id))
+#define VALGRIND_STACK_DEREGISTER(id)       ((void)(id))
 #endif
 
 #if COAIO_ASAN
@@ -49,18 +49,18 @@
 #endif
 
 #define SMALLEST ((size_t)16 << 10)
-#define LARGEST (SMALLEST << (STACK_CLASS_COUNT - 1))
+#define LARGEST  (SMALLEST << (STACK_CLASS_COUNT - 1))
 
-#define CHUNK 64            /* slabs whose descriptors are allocated at once */
-#define CHUNK_COUNT 16
-#define FIRST_SLAB ((size_t)5 << 20)    /* bytes, about; but at least */
-#define FIRST_SLOTS 4                   /* so many slots */
-#define LARGEST_SLAB ((size_t)1536 << 20)
+#define CHUNK         64 /* slabs whose descriptors are allocated at once */
+#define CHUNK_COUNT   16
+#define FIRST_SLAB    ((size_t)5 << 20) /* bytes, about; but at least */
+#define FIRST_SLOTS   4                 /* so many slots */
+#define LARGEST_SLAB  ((size_t)1536 << 20)
 #define LARGEST_SLOTS 16384
 
-#define WARM_MIN 1024                   /* slots */
-#define WHOLE_BYTES ((size_t)64 << 20)  /* in warm slots that keep all pages */
-#define KEPT_BYTES ((size_t)64 << 10)   /* what the others keep */
+#define WARM_MIN     1024               /* slots */
+#define WHOLE_BYTES  ((size_t)64 << 20) /* in warm slots that keep all pages */
+#define KEPT_BYTES   ((size_t)64 << 10) /* what the others keep */
 #define RETIRE_BATCH 16
 
 typedef struct StackClass {
@@ -69,14 +69,14 @@ typedef struct StackClass {
     unsigned n_slabs;          /* atomic; descriptors ever used */
 
     /* The lock's. */
-    size_t slots;              /* in all mappings */
+    size_t slots; /* in all mappings */
     size_t used;
     size_t warm;
-    unsigned mapped;           /* slabs that have a mapping */
+    unsigned mapped; /* slabs that have a mapping */
     unsigned idle;
-    unsigned first_warm;       /* no slab below it has warm slots */
-    unsigned last_warm;        /* none above it */
-    unsigned first_room;       /* no slab below it has room */
+    unsigned first_warm; /* no slab below it has warm slots */
+    unsigned last_warm;  /* none above it */
+    unsigned first_room; /* no slab below it has room */
 } StackClass;
 
 static StackClass classes[STACK_CLASS_COUNT];
@@ -249,8 +249,7 @@ static int class_add_slab(StackClass *class, int size_class)
 }
 
 /* A slab has become idle: the first stays as a spare, the others go. */
-static bool class_drop_slab(StackClass *class, Slab *slab,
-                            SlabMapping *mapping)
+static bool class_drop_slab(StackClass *class, Slab *slab, SlabMapping *mapping)
 {
     if (class->idle == 0) {
         class->idle++;
@@ -364,8 +363,8 @@ int stack_get(int size_class, bool need_guard, Coroutine **co)
 
     os_mutex_lock(&class->lock);
     *co = class_take_warm(class);
-    found = *co || class_take_room(class, size_class, need_guard, &slot,
-                                   &unguarded);
+    found = *co ||
+            class_take_room(class, size_class, need_guard, &slot, &unguarded);
     os_mutex_unlock(&class->lock);
     if (!found) {
         return -ENOMEM;
@@ -488,8 +487,7 @@ static void trim(StackClass *class, Coroutine *co)
     keep = class->warm < whole;
     os_mutex_unlock(&class->lock);
     if (!keep) {
-        os_discard(co->stack_bottom,
-                   (SMALLEST << co->size_class) - KEPT_BYTES);
+        os_discard(co->stack_bottom, (SMALLEST << co->size_class) - KEPT_BYTES);
     }
 }
 
@@ -516,8 +514,8 @@ void stack_put_batch(Coroutine *chain)
 
     os_mutex_lock(&class->lock);
     for (co = chain; co; co = next) {
-        next = co->link.next ? container_of(co->link.next, Coroutine, link)
-                             : NULL;
+        next =
+            co->link.next ? container_of(co->link.next, Coroutine, link) : NULL;
         class_put_warm(class, co);
     }
     surplus = class->warm > WARM_MIN + class->used / 4;
@@ -555,8 +553,7 @@ Coroutine *stack_guard_owner(const void *address)
 }
 
 static void slab_for_each(const Slab *slab,
-                          void (*fn)(Coroutine *co, void *opaque),
-                          void *opaque)
+                          void (*fn)(Coroutine *co, void *opaque), void *opaque)
 {
     for (unsigned i = 0; slab->base && i < slab->fresh; i++) {
         Coroutine *co;

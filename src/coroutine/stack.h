@@ -18,8 +18,8 @@
 
 #include "coroutine/coroutine_int.h"
 
-#define STACK_CLASS_COUNT 10  /* 16 KiB << class: 16 KiB to 8 MiB */
-#define STACK_CLASS_DEFAULT 2 /* 64 KiB */
+#define STACK_CLASS_COUNT   10 /* 16 KiB << class: 16 KiB to 8 MiB */
+#define STACK_CLASS_DEFAULT 2  /* 64 KiB */
 
 /* The class for a stack of size bytes (0: the default), or -EINVAL. */
 int stack_class_for(size_t size);
@@ -55,7 +55,7 @@ typedef struct StackStats {
     size_t slabs;
     size_t used;
     size_t free_slots;
-    size_t free_backed;  /* free slots whose pages are not given back */
+    size_t free_backed; /* free slots whose pages are not given back */
 } StackStats;
 void stack_stats(int size_class, StackStats *stats);
 

@@ -25,7 +25,7 @@ typedef struct FileCall {
     const IoTransfer *transfer;
     IoFd *entry;
     OsFileKind kind;
-    size_t total;          /* bytes */
+    size_t total; /* bytes */
 } FileCall;
 
 /* --- system calls ---------------------------------------------------------*/
@@ -64,16 +64,15 @@ static ssize_t transfer_nowait(const IoTransfer *t)
 
 /* --- the ways -------------------------------------------------------------*/
 
-static ssize_t coroutine_fn transfer_in_worker(const FileCall *f,
-                                               IoTransfer *t)
+static ssize_t coroutine_fn transfer_in_worker(const FileCall *f, IoTransfer *t)
 {
     return io_run_in_worker(f->entry, transfer_blocking, t, t->what);
 }
 
 static bool may_try_nowait(const FileCall *f, IoDirection direction)
 {
-    uint32_t no_nowait = direction == IO_READ ? IO_NO_NOWAIT_READ
-                                              : IO_NO_NOWAIT_WRITE;
+    uint32_t no_nowait =
+        direction == IO_READ ? IO_NO_NOWAIT_READ : IO_NO_NOWAIT_WRITE;
 
     return f->kind != OS_FILE_MEMORY &&
            !(load_relaxed(&f->entry->facts) & no_nowait);

@@ -218,9 +218,9 @@ int co_poll_fd(int fd, int events, int64_t timeout_ns)
     }
     side = &entry->sides[IO_READ];
     os_mutex_lock(&side->lock);
-    ret = entry->closing ? -ECANCELED
-                         : fd_wait_begin(&wait, fd, (uint32_t)events,
-                                         "co_poll_fd");
+    ret = entry->closing
+              ? -ECANCELED
+              : fd_wait_begin(&wait, fd, (uint32_t)events, "co_poll_fd");
     os_mutex_unlock(&side->lock);
     if (ret == 0) {
         ret = fd_wait_park(&wait, timeout_ns);
@@ -231,10 +231,10 @@ int co_poll_fd(int fd, int events, int64_t timeout_ns)
 /* --- time -----------------------------------------------------------------*/
 
 typedef struct Sleep {
-    CoWait wait;          /* first */
+    CoWait wait; /* first */
     AioTimer timer;
     AioBHStorage storage;
-    int64_t result;       /* of a pass: the home thread's */
+    int64_t result; /* of a pass: the home thread's */
 } Sleep;
 
 static void slept(void *opaque)

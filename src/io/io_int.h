@@ -19,15 +19,18 @@
 
 #include <coaio/io.h>
 
-typedef enum IoDirection { IO_READ = 0, IO_WRITE = 1 } IoDirection;
+typedef enum IoDirection {
+    IO_READ = 0,
+    IO_WRITE = 1
+} IoDirection;
 
 /* --- registry.c: what is known of a descriptor ---------------------------- */
 
 /* One direction of a descriptor. */
 typedef struct IoSide {
     OsMutex lock;
-    uint32_t held;    /* atomic, written under lock: somebody has the turn */
-    List waiters;     /* of IoTurn.link, in order of arrival; lock */
+    uint32_t held; /* atomic, written under lock: somebody has the turn */
+    List waiters;  /* of IoTurn.link, in order of arrival; lock */
 } IoSide;
 
 /*
@@ -36,23 +39,23 @@ typedef struct IoSide {
  * read either one suffices.
  */
 typedef struct IoFd {
-    IoSide sides[2];      /* by IoDirection */
-    uint32_t generation;  /* both locks: grows with each co_close() */
-    bool closing;         /* both locks: co_close() is under way */
-    uint32_t facts;       /* atomic; IO_KIND..., IO_NO_... */
-    uint32_t transfers;   /* atomic; since the facts were checked; a hint */
-    uint64_t serial;      /* atomic; of the file, when they were */
+    IoSide sides[2];     /* by IoDirection */
+    uint32_t generation; /* both locks: grows with each co_close() */
+    bool closing;        /* both locks: co_close() is under way */
+    uint32_t facts;      /* atomic; IO_KIND..., IO_NO_... */
+    uint32_t transfers;  /* atomic; since the facts were checked; a hint */
+    uint64_t serial;     /* atomic; of the file, when they were */
 
-    List jobs;            /* of IoJob.link; lock of sides[IO_READ], like: */
-    CoWait *closer;       /* waits for running to be 0, or NULL */
-    uint32_t running;     /* atomic, futex: jobs that a worker has begun */
-    bool blocked;         /* a thread waits for running to be 0 */
+    List jobs;        /* of IoJob.link; lock of sides[IO_READ], like: */
+    CoWait *closer;   /* waits for running to be 0, or NULL */
+    uint32_t running; /* atomic, futex: jobs that a worker has begun */
+    bool blocked;     /* a thread waits for running to be 0 */
 } IoFd;
 
 /* IoFd.facts: 0, or a kind and what was learned of the file. */
-#define IO_KIND(kind) ((uint32_t)(kind) + 1)
-#define IO_KIND_MASK 7u
-#define IO_NO_NOWAIT_READ 8u   /* RWF_NOWAIT does not work, or would block */
+#define IO_KIND(kind)      ((uint32_t)(kind) + 1)
+#define IO_KIND_MASK       7u
+#define IO_NO_NOWAIT_READ  8u /* RWF_NOWAIT does not work, or would block */
 #define IO_NO_NOWAIT_WRITE 16u
 
 /* After so many transfers the kernel is asked again what a number is. */
@@ -101,11 +104,11 @@ static inline bool io_fd_stale(const IoFd *entry, uint32_t generation)
 
 /* A coroutine's place in the queue, then its turn.  On its stack. */
 typedef struct IoTurn {
-    CoWait wait;          /* first */
-    List link;            /* in IoSide.waiters; its lock */
+    CoWait wait; /* first */
+    List link;   /* in IoSide.waiters; its lock */
     IoFd *entry;
     IoSide *side;
-    uint32_t generation;  /* of entry, when it arrived */
+    uint32_t generation; /* of entry, when it arrived */
 } IoTurn;
 
 /* Wait for the turn.  Returns 0, or -ECANCELED, and then there is none. */
@@ -129,11 +132,11 @@ void io_turn_wake_all(List *ended);
  */
 typedef struct IoCall IoCall;
 struct IoCall {
-    const char *what;       /* the caller's name */
+    const char *what; /* the caller's name */
     int fd;
     IoDirection direction;
-    short events;           /* what to wait for after -EAGAIN */
-    bool progress;          /* set by an attempt that did a part of the work
+    short events;  /* what to wait for after -EAGAIN */
+    bool progress; /* set by an attempt that did a part of the work
                                before its -EAGAIN */
     /* Never blocks.  Returns the result, -EAGAIN or IO_NEEDS_WORKER. */
     ssize_t (*attempt)(IoCall *call);

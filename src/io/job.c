@@ -19,17 +19,17 @@
 #include <errno.h>
 
 typedef struct IoJob {
-    WorkerJob job;         /* first */
+    WorkerJob job; /* first */
     CoWait wait;
     IoBlocking *fn;
     void *arg;
-    ssize_t result;        /* of fn; the worker's, then done's */
-    int error;             /* the result if it has not begun; the home's */
-    bool begun;            /* the worker's, then done's */
+    ssize_t result; /* of fn; the worker's, then done's */
+    int error;      /* the result if it has not begun; the home's */
+    bool begun;     /* the worker's, then done's */
 
-    IoFd *entry;           /* NULL: of no descriptor */
-    List link;             /* in entry->jobs; the lock of its reading side */
-    uint32_t generation;   /* of entry, when it was submitted */
+    IoFd *entry;         /* NULL: of no descriptor */
+    List link;           /* in entry->jobs; the lock of its reading side */
+    uint32_t generation; /* of entry, when it was submitted */
 } IoJob;
 
 static OsMutex *lock_of(IoFd *entry)
@@ -185,8 +185,8 @@ static ssize_t coroutine_fn job_make(IoJob *job, const IoTurn *turn,
     return co_wait_park(&job->wait, -1);
 }
 
-static ssize_t coroutine_fn run(IoFd *entry, const IoTurn *turn,
-                                IoBlocking *fn, void *arg, const char *what)
+static ssize_t coroutine_fn run(IoFd *entry, const IoTurn *turn, IoBlocking *fn,
+                                void *arg, const char *what)
 {
     IoJob job = {.entry = entry, .fn = fn, .arg = arg};
     ssize_t result;

@@ -30,12 +30,12 @@
 #include <fcntl.h>
 
 /* Three levels: what a process can have, at the price of what it has. */
-#define LEAF_BITS 6
+#define LEAF_BITS   6
 #define MIDDLE_BITS 12
-#define ROOT_BITS 13
+#define ROOT_BITS   13
 
 /* Between two attempts to end a connect(2). */
-#define PAUSE_NS 1000000
+#define PAUSE_NS      1000000
 #define PAUSE_MOST_NS 50000000
 
 typedef struct Leaf {
@@ -257,8 +257,8 @@ static void coroutine_fn cut_connect(IoFd *entry, int fd)
     while (load_acquire(&entry->running) > 0) {
         os_shutdown(fd);
         co_sleep_ns(pause_ns);
-        pause_ns = pause_ns < PAUSE_MOST_NS ? pause_ns + PAUSE_NS
-                                            : PAUSE_MOST_NS;
+        pause_ns =
+            pause_ns < PAUSE_MOST_NS ? pause_ns + PAUSE_NS : PAUSE_MOST_NS;
     }
 }
 

@@ -16,17 +16,17 @@
 #include <errno.h>
 
 typedef struct SocketCall {
-    IoCall call;              /* first */
+    IoCall call; /* first */
     char *buf;
     size_t count;
-    size_t done;              /* MSG_WAITALL: of count */
+    size_t done; /* MSG_WAITALL: of count */
     int flags;
     struct msghdr *msg;
-    struct sockaddr *addr;    /* accept */
+    struct sockaddr *addr; /* accept */
     socklen_t *addrlen;
     const struct sockaddr *peer;
     socklen_t peerlen;
-    bool connecting;          /* connect(2) has begun */
+    bool connecting; /* connect(2) has begun */
 } SocketCall;
 
 static SocketCall *socket_call(IoCall *call)
@@ -150,8 +150,7 @@ ssize_t co_recvmsg(int fd, struct msghdr *msg, int flags)
 ssize_t co_sendmsg(int fd, const struct msghdr *msg, int flags)
 {
     SocketCall s = {
-        .call = {"co_sendmsg", fd, IO_WRITE, POLLOUT, false, try_sendmsg,
-                 NULL},
+        .call = {"co_sendmsg", fd, IO_WRITE, POLLOUT, false, try_sendmsg, NULL},
         .msg = (struct msghdr *)msg,
         .flags = flags,
     };

@@ -16,7 +16,7 @@
 #include <limits.h>
 
 typedef struct StreamCall {
-    IoCall call;              /* first */
+    IoCall call; /* first */
     const IoTransfer *transfer;
     IoFd *entry;
 } StreamCall;
@@ -42,8 +42,8 @@ static ssize_t transfer_now(const IoTransfer *t)
 static ssize_t try_stream(IoCall *call)
 {
     StreamCall *s = stream_call(call);
-    uint32_t no_nowait = call->direction == IO_READ ? IO_NO_NOWAIT_READ
-                                                    : IO_NO_NOWAIT_WRITE;
+    uint32_t no_nowait =
+        call->direction == IO_READ ? IO_NO_NOWAIT_READ : IO_NO_NOWAIT_WRITE;
     struct pollfd pollfd = {.fd = call->fd, .events = call->events};
     ssize_t result;
 

@@ -79,8 +79,8 @@ static void coroutine_fn echo_serve(void *opaque)
 
     while ((n = co_read(echo->fds[1], buf, sizeof(buf))) > 0) {
         for (ssize_t done = 0; done < n;) {
-            ssize_t sent = co_send(echo->fds[1], buf + done,
-                                   (size_t)(n - done), 0);
+            ssize_t sent =
+                co_send(echo->fds[1], buf + done, (size_t)(n - done), 0);
 
             CHECK(sent > 0);
             done += sent;
@@ -150,9 +150,8 @@ static void echoes(const char *engine)
     for (unsigned i = 0; i < PAIRS; i++) {
         echo[i].bytes = harness_load(100000);
         echo[i].seed = seed + i;
-        CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0,
-                            echo[i].fds),
-                 0);
+        CHECK_EQ(
+            socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, echo[i].fds), 0);
         start(i, echo_serve, &echo[i]);
         start(i + 1, echo_write, &echo[i]);
         start(i + 2, echo_read, &echo[i]);
@@ -243,8 +242,7 @@ static void coroutine_fn cut(void *opaque)
         CutReader readers[CUT_READERS];
         unsigned left = CUT_READERS;
 
-        CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, c->fds),
-                 0);
+        CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, c->fds), 0);
         for (unsigned i = 0; i < CUT_READERS; i++) {
             readers[i] = (CutReader){c->fds[0], &left, coroutine_self()};
             start(c->seed + i, read_until_cut, &readers[i]);
@@ -289,7 +287,7 @@ TEST(closed_under_readers_on_poll)
 /* --- one file -------------------------------------------------------------*/
 
 #define WRITERS 12
-#define BLOCK 4096
+#define BLOCK   4096
 
 typedef struct Writer {
     int fd;

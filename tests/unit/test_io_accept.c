@@ -43,8 +43,8 @@ static void coroutine_fn take(void *opaque)
     End *end = opaque;
 
     end->address.length = sizeof(end->address);
-    end->result = co_accept(end->fd, &end->address.any, &end->address.length,
-                            end->flags);
+    end->result =
+        co_accept(end->fd, &end->address.any, &end->address.length, end->flags);
     end->done = true;
 }
 
@@ -86,8 +86,8 @@ static int listening(int family, int flags, int backlog, Address *address)
 
 static int client(const Address *address, int flags)
 {
-    int fd = socket(address->any.sa_family, SOCK_STREAM | SOCK_CLOEXEC | flags,
-                    0);
+    int fd =
+        socket(address->any.sa_family, SOCK_STREAM | SOCK_CLOEXEC | flags, 0);
 
     CHECK(fd >= 0);
     return fd;
@@ -120,8 +120,7 @@ static void meet(const char *engine, int family, int flags)
         CHECK_EQ(server.address.any.sa_family, family);
         CHECK(fcntl(server.result, F_GETFD) & FD_CLOEXEC);
         CHECK_EQ(!!(fcntl(server.result, F_GETFL) & O_NONBLOCK), round & 1);
-        CHECK_EQ(fcntl(caller.fd, F_GETFL) & O_NONBLOCK,
-                 flags & O_NONBLOCK);
+        CHECK_EQ(fcntl(caller.fd, F_GETFL) & O_NONBLOCK, flags & O_NONBLOCK);
         CHECK_EQ(fcntl(fd, F_GETFL) & O_NONBLOCK, flags & O_NONBLOCK);
 
         CHECK_EQ(write(caller.fd, "!", 1), 1);
@@ -264,7 +263,9 @@ TEST(failures_of_accept_are_passed_on)
  */
 static void wait_for_room(const char *engine, int flags)
 {
-    enum { CALLERS = 5 };
+    enum {
+        CALLERS = 5
+    };
     AioContext *ctx = go_begin(engine);
     End callers[CALLERS];
     Address address;
@@ -309,7 +310,9 @@ ON_EACH_ENGINE(a_full_queue_blocks_a_worker)
 
 ON_EACH_ENGINE(several_accept_in_order)
 {
-    enum { SERVERS = 5 };
+    enum {
+        SERVERS = 5
+    };
     AioContext *ctx = go_begin(engine);
     End servers[SERVERS];
     Address address;
@@ -404,7 +407,9 @@ static void coroutine_fn close_it(void *opaque)
  */
 static void cut_short(const char *engine, int flags)
 {
-    enum { MOST = 16 };
+    enum {
+        MOST = 16
+    };
     AioContext *ctx = go_begin(engine);
     Address address;
     int fd = listening(AF_INET, 0, 0, &address);
@@ -451,8 +456,8 @@ static End homeless_server, homeless_caller;
 
 TEST(without_a_home_the_thread_blocks)
 {
-    homeless_server.fd = listening(AF_INET, SOCK_NONBLOCK, 8,
-                                   &homeless_caller.address);
+    homeless_server.fd =
+        listening(AF_INET, SOCK_NONBLOCK, 8, &homeless_caller.address);
     homeless_caller.fd = client(&homeless_caller.address, 0);
     go(reach, &homeless_caller);
     CHECK(homeless_caller.done);

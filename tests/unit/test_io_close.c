@@ -28,7 +28,7 @@ typedef struct Call {
     char byte;
     ssize_t result;
     bool done;
-    sem_t ended;      /* for those that run elsewhere */
+    sem_t ended; /* for those that run elsewhere */
 } Call;
 
 static void coroutine_fn receive(void *opaque)

@@ -27,8 +27,8 @@
 typedef struct Scene {
     int fds[2];
     int file;
-    unsigned ends;     /* coroutines that have ended */
-    bool over;         /* all of them */
+    unsigned ends; /* coroutines that have ended */
+    bool over;     /* all of them */
     unsigned errors;
 } Scene;
 
@@ -93,8 +93,7 @@ static void play_all(const Play *play, const char *engine)
 
 static void open_pair(Scene *scene)
 {
-    CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, scene->fds),
-             0);
+    CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, scene->fds), 0);
 }
 
 static void open_pipe(Scene *scene)
@@ -135,7 +134,9 @@ static void coroutine_fn send_bytes(void *opaque)
 ON_EACH_ENGINE(sockets)
 {
     const Play play = {
-        {receive_byte, receive_byte, send_bytes}, open_pair, close_both,
+        {receive_byte, receive_byte, send_bytes},
+        open_pair,
+        close_both,
     };
 
     play_all(&play, engine);
@@ -166,8 +167,7 @@ static void coroutine_fn write_and_close(void *opaque)
     size_t done = 0;
 
     while (done < sizeof(block)) {
-        ssize_t n = co_write(scene->fds[1], block + done,
-                             sizeof(block) - done);
+        ssize_t n = co_write(scene->fds[1], block + done, sizeof(block) - done);
 
         count(scene, n);
         if (n < 0) {
@@ -200,7 +200,9 @@ static void close_left(Scene *scene)
 ON_EACH_ENGINE(pipes)
 {
     const Play play = {
-        {write_and_close, read_to_the_end, NULL}, ignore_sigpipe, close_left,
+        {write_and_close, read_to_the_end, NULL},
+        ignore_sigpipe,
+        close_left,
     };
 
     play_all(&play, engine);
@@ -255,13 +257,13 @@ static void listen_somewhere(Scene *scene)
 {
     struct sockaddr_un any = {.sun_family = AF_UNIX};
 
-    scene->fds[0] = socket(AF_UNIX,
-                           SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    scene->fds[0] =
+        socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     scene->fds[1] = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     /* The kernel chooses a name. */
-    CHECK_EQ(bind(scene->fds[0], (struct sockaddr *)&any,
-                  sizeof(any.sun_family)),
-             0);
+    CHECK_EQ(
+        bind(scene->fds[0], (struct sockaddr *)&any, sizeof(any.sun_family)),
+        0);
     CHECK_EQ(listen(scene->fds[0], 1), 0);
 }
 
@@ -296,7 +298,9 @@ static void coroutine_fn connect_one(void *opaque)
 ON_EACH_ENGINE(connections)
 {
     const Play play = {
-        {accept_one, connect_one, NULL}, listen_somewhere, close_both,
+        {accept_one, connect_one, NULL},
+        listen_somewhere,
+        close_both,
     };
 
     play_all(&play, engine);
@@ -339,7 +343,8 @@ ON_EACH_ENGINE(waits)
 {
     const Play play = {
         {receive_until_closed, look_and_sleep, close_later},
-        open_pair, close_left,
+        open_pair,
+        close_left,
     };
 
     play_all(&play, engine);

@@ -24,7 +24,15 @@
 
 #define HALF_COLD (2 << 20)
 
-typedef enum Op { PREAD, PWRITE, READ, WRITE, FSYNC, FDATASYNC, FALLOCATE } Op;
+typedef enum Op {
+    PREAD,
+    PWRITE,
+    READ,
+    WRITE,
+    FSYNC,
+    FDATASYNC,
+    FALLOCATE
+} Op;
 
 typedef struct File {
     int fd;
@@ -61,8 +69,7 @@ static void coroutine_fn operate(void *opaque)
         f->result = co_fdatasync(f->fd);
         break;
     case FALLOCATE:
-        f->result = co_fallocate(f->fd, f->mode, f->offset,
-                                 (off_t)f->count);
+        f->result = co_fallocate(f->fd, f->mode, f->offset, (off_t)f->count);
         break;
     }
     f->done = true;
@@ -71,8 +78,7 @@ static void coroutine_fn operate(void *opaque)
 static ssize_t do_op(AioContext *ctx, Op op, int fd, char *buf, size_t count,
                      off_t offset)
 {
-    File f = {.op = op, .fd = fd, .buf = buf, .count = count,
-              .offset = offset};
+    File f = {.op = op, .fd = fd, .buf = buf, .count = count, .offset = offset};
 
     go(operate, &f);
     go_until(ctx, &f.done);
@@ -217,26 +223,32 @@ static void vectors(const char *engine, int fd)
         iov[i].iov_len = i;
         at += i;
     }
-    CHECK_EQ(do_vector(ctx, (Vector){.fd = fd, .write = true, .iov = iov,
-                                     .iovcnt = PIECES, .offset = 5}),
+    CHECK_EQ(do_vector(ctx, (Vector){.fd = fd,
+                                     .write = true,
+                                     .iov = iov,
+                                     .iovcnt = PIECES,
+                                     .offset = 5}),
              at);
     for (size_t i = 0; i < PIECES; i++) {
         iov[i].iov_base = again + ((char *)iov[i].iov_base - bytes);
     }
-    CHECK_EQ(do_vector(ctx, (Vector){.fd = fd, .iov = iov, .iovcnt = PIECES,
-                                     .offset = 5}),
-             at);
+    CHECK_EQ(
+        do_vector(
+            ctx, (Vector){.fd = fd, .iov = iov, .iovcnt = PIECES, .offset = 5}),
+        at);
     CHECK_EQ(memcmp(bytes, again, at), 0);
     /* The end comes in the midst of a piece. */
-    CHECK_EQ(do_vector(ctx, (Vector){.fd = fd, .iov = iov, .iovcnt = PIECES,
-                                     .offset = 55}),
-             at - 50);
+    CHECK_EQ(
+        do_vector(
+            ctx,
+            (Vector){.fd = fd, .iov = iov, .iovcnt = PIECES, .offset = 55}),
+        at - 50);
     CHECK_EQ(do_vector(ctx, (Vector){.fd = fd, .iov = iov, .iovcnt = 0}), 0);
     CHECK_EQ(do_vector(ctx, (Vector){.fd = fd, .iov = iov, .iovcnt = -1}),
              -EINVAL);
-    CHECK_EQ(do_vector(ctx, (Vector){.fd = fd, .iov = iov,
-                                     .iovcnt = IOV_MAX + 1}),
-             -EINVAL);
+    CHECK_EQ(
+        do_vector(ctx, (Vector){.fd = fd, .iov = iov, .iovcnt = IOV_MAX + 1}),
+        -EINVAL);
     close(fd);
     go_end(ctx);
 }
@@ -259,8 +271,8 @@ static pid_t own;
 static void record(const OsRecord *r)
 {
     if (r->begin && strncmp(r->call, "p", 1) == 0) {
-        unsigned *calls = syscall(SYS_gettid) == own ? &own_calls
-                                                     : &other_calls;
+        unsigned *calls =
+            syscall(SYS_gettid) == own ? &own_calls : &other_calls;
 
         fetch_add_relaxed(calls, 1);
     }
@@ -487,7 +499,9 @@ ON_EACH_ENGINE(a_hundred_at_once)
 
     for (int i = 0; i < MANY; i++) {
         memset(bufs[i], i, sizeof(bufs[i]));
-        files[i] = (File){.op = PWRITE, .fd = fd, .buf = bufs[i],
+        files[i] = (File){.op = PWRITE,
+                          .fd = fd,
+                          .buf = bufs[i],
                           .count = sizeof(bufs[i]),
                           .offset = i * (off_t)sizeof(bufs[i])};
         go(operate, &files[i]);
@@ -499,9 +513,9 @@ ON_EACH_ENGINE(a_hundred_at_once)
     for (int i = 0; i < MANY; i++) {
         char back[4096];
 
-        CHECK_EQ(do_op(ctx, PREAD, fd, back, sizeof(back),
-                       i * (off_t)sizeof(back)),
-                 sizeof(back));
+        CHECK_EQ(
+            do_op(ctx, PREAD, fd, back, sizeof(back), i * (off_t)sizeof(back)),
+            sizeof(back));
         CHECK_EQ(back[0], i);
         CHECK_EQ(back[4095], i);
     }
@@ -516,7 +530,7 @@ TEST(failures_of_the_kernel_are_passed_on)
         Op op;
         const char *call;
     } cases[] = {
-        {PREAD, "preadv"}, {PWRITE, "pwritev"}, {FSYNC, "fsync"},
+        {PREAD, "preadv"},        {PWRITE, "pwritev"},      {FSYNC, "fsync"},
         {FDATASYNC, "fdatasync"}, {FALLOCATE, "fallocate"},
     };
     char buf[64] = "";

@@ -25,7 +25,7 @@ typedef struct Peer {
     int flags;
     ssize_t result;
     bool done;
-    unsigned *order;      /* shared: the next place */
+    unsigned *order; /* shared: the next place */
     unsigned place;
     Coroutine *co;
 } Peer;

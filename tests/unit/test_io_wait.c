@@ -240,8 +240,8 @@ typedef struct Job {
     int number;
     int result;
     bool done;
-    sem_t *gate;     /* to pass first, or NULL */
-    bool here;       /* not in a worker */
+    sem_t *gate; /* to pass first, or NULL */
+    bool here;   /* not in a worker */
 } Job;
 
 static int compute(void *opaque)

@@ -82,8 +82,7 @@ TEST(a_warm_pool_makes_no_call_and_no_locked_operation)
     for (int i = 0; i < BATCH; i++) {
         run_one();
     }
-    CHECK_EQ(os_counter(OS_COUNT_SYSCALLS) +
-                 os_counter(OS_COUNT_ALLOCATIONS),
+    CHECK_EQ(os_counter(OS_COUNT_SYSCALLS) + os_counter(OS_COUNT_ALLOCATIONS),
              calls);
     CHECK_EQ(os_locked_operations(), locked);
 }
@@ -240,8 +239,8 @@ TEST(other_sizes_go_back_to_their_slabs)
         CHECK_EQ(co->size_class, c);
         coroutine_enter(co);
         stack_stats(c, &stats);
-        CHECK_EQ(stats.used, c == STACK_CLASS_DEFAULT ? os_thread()->pool_size
-                                                      : 0);
+        CHECK_EQ(stats.used,
+                 c == STACK_CLASS_DEFAULT ? os_thread()->pool_size : 0);
     }
 }
 
