@@ -21,7 +21,7 @@
 #include <errno.h>
 
 #define IN_VAIN_MAX         4 /* tries in a row that readiness was wrong */
-#define PAUSE_NS            1000000 /* then sleep, and twice as long each time */
+#define IN_VAIN_MAX         4       /* tries in a row when readiness lied */
 #define PAUSE_DOUBLINGS_MAX 5
 
 static ssize_t attempt(IoCall *call)
