@@ -20,8 +20,10 @@
 
 #include <errno.h>
 
-#define IN_VAIN_MAX         4 /* tries in a row that readiness was wrong */
-#define IN_VAIN_MAX         4       /* tries in a row when readiness lied */
+/* After so many tries in a row that readiness was wrong, sleep before the
+ * next, and twice as long each time. */
+#define IN_VAIN_MAX         4
+#define PAUSE_NS            1000000
 #define PAUSE_DOUBLINGS_MAX 5
 
 static ssize_t attempt(IoCall *call)
