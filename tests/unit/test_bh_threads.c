@@ -272,6 +272,8 @@ TEST(one_shots_of_several_threads_all_run)
     uint64_t before;
 
     CHECK_EQ(aio_context_new(&shooter.ctx, NULL), 0);
+    aio_notify(shooter.ctx);
+    aio_poll(shooter.ctx, true); /* waits once: engines allocate for that */
     before = live_blocks();
     for (int i = 0; i < PRODUCERS; i++) {
         bare_thread_start(&threads[i], shoot, &shooter);
