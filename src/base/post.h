@@ -6,6 +6,8 @@
  *
  * The list is a stack that is only ever emptied as a whole, so a node that is
  * pushed again (ABA) does no harm: a push compares only with the newest.
+ * Several may take at once (the graveyard of contexts, posts to a context that
+ * has stopped): each node goes to one of them.
  *
  * PROTOCOL AND MEMORY ORDER
  *
@@ -60,6 +62,9 @@ static inline void post_take_all(PostList *list, Fifo *fifo)
     }
     /* [post/B] pairs with [post/A] in post_push(). */
     node = xchg_acquire(&list->head, NULL);
+    if (unlikely(!node)) {
+        return; /* another has taken them since we looked */
+    }
     last = node;
     for (; node; node = next) {
         next = node->next;
