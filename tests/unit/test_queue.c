@@ -179,9 +179,9 @@ QUEUE_CASES(restart_all_wakes_in_order)
 QUEUE_CASES(restart_all_of_a_thousand)
 {
     open_for(kind);
-    start_waiters(QUEUE_WAITERS, 1);
+    start_waiters(a_thousand(), 1);
     wake_by(act_restart_all, 0, false);
-    check_order(QUEUE_WAITERS, 1);
+    check_order(a_thousand(), 1);
     close_all();
 }
 
@@ -238,9 +238,9 @@ QUEUE_CASES(freed_after_next)
 QUEUE_CASES(freed_after_restart_all)
 {
     open_for(kind);
-    start_waiters(QUEUE_WAITERS, 1);
+    start_waiters(a_thousand(), 1);
     wake_by(act_restart_all_and_free, 0, false);
-    check_order(QUEUE_WAITERS, 1);
+    check_order(a_thousand(), 1);
     close_all();
 }
 
@@ -253,7 +253,7 @@ static void chain_link(void *opaque)
     shared_lock(&shared);
     CHECK_EQ(shared_wait(&shared, -1), 0);
     shared.order[shared.woken++] = job->number;
-    CHECK_EQ(co_queue_next(shared.queue), job->number < QUEUE_WAITERS - 1);
+    CHECK_EQ(co_queue_next(shared.queue), job->number < a_thousand() - 1);
     shared_unlock(&shared);
 }
 
@@ -261,12 +261,12 @@ static void chain_link(void *opaque)
 QUEUE_CASES(a_chain_of_a_thousand_wakers)
 {
     open_for(kind);
-    for (int i = 0; i < QUEUE_WAITERS; i++) {
+    for (int i = 0; i < a_thousand(); i++) {
         jobs[i] = queue_job(&shared, i);
         begin(chain_link, &jobs[i]);
     }
     wake_by(act_next, 1, false);
-    check_order(QUEUE_WAITERS, 1);
+    check_order(a_thousand(), 1);
     close_all();
 }
 
@@ -288,9 +288,9 @@ static void act_count(int n)
 QUEUE_CASES(waking_here_costs_no_system_call_and_no_memory)
 {
     open_for(kind);
-    start_waiters(QUEUE_WAITERS, 1);
+    start_waiters(a_thousand(), 1);
     wake_by(act_count, 0, false);
-    check_order(QUEUE_WAITERS, 1);
+    check_order(a_thousand(), 1);
     close_all();
 }
 
@@ -386,19 +386,19 @@ static void lone_waiter(void *opaque)
 TEST(restart_all_of_a_thousand_is_no_stampede)
 {
     open_for(CO_LOCK_MUTEX);
-    for (int i = 0; i < QUEUE_WAITERS; i++) {
+    for (int i = 0; i < a_thousand(); i++) {
         begin(lone_waiter, NULL);
     }
     wake_by(act_restart_all, 0, false);
     /* The first has the mutex and is parked: nobody else has run. */
     CHECK_EQ(shared.woken, 1);
-    for (int i = 1; i < QUEUE_WAITERS; i++) {
+    for (int i = 1; i < a_thousand(); i++) {
         aio_poll(here, false);
         CHECK(shared.woken <= i + 1);
     }
     while (aio_poll(here, false)) {
     }
-    CHECK_EQ(shared.woken, QUEUE_WAITERS);
+    CHECK_EQ(shared.woken, a_thousand());
     close_all();
 }
 
@@ -491,11 +491,11 @@ TEST(enter_next_enters_the_oldest_with_pthread_mutex)
 static void enter_them_all(CoLockKind kind)
 {
     open_for(kind);
-    start_waiters(QUEUE_WAITERS, 1);
+    start_waiters(a_thousand(), 1);
     shared_lock(&shared);
     enter_all();
     shared_check_locked(&shared);
-    check_order(QUEUE_WAITERS, 1);
+    check_order(a_thousand(), 1);
     enter_all();
     shared_unlock(&shared);
     close_all();

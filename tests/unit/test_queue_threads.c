@@ -121,7 +121,7 @@ QUEUE_CASES_LOCKED(restart_all_across_two_contexts)
 
 QUEUE_CASES_LOCKED(restart_all_of_a_thousand_across_five_contexts)
 {
-    restart_across(kind, 5, QUEUE_WAITERS);
+    restart_across(kind, 5, a_thousand());
 }
 
 static void next_by_next(void *opaque)
@@ -210,10 +210,10 @@ static void counted_restart(void *opaque)
 
 static void count_across(CoLockKind kind, unsigned contexts, unsigned allowed)
 {
-    start_waiters(kind, contexts, QUEUE_WAITERS, 1);
+    start_waiters(kind, contexts, a_thousand(), 1);
     start(loop(0), counted_restart, &allowed);
-    stop_all(QUEUE_WAITERS + 1);
-    check_order_in_each_context(QUEUE_WAITERS, contexts);
+    stop_all(a_thousand() + 1);
+    check_order_in_each_context(a_thousand(), contexts);
 }
 
 TEST(a_thousand_in_one_context_cost_one_notification)
@@ -255,26 +255,26 @@ TEST(restart_all_across_five_contexts_is_no_stampede)
 {
     shared_open(&shared, CO_LOCK_MUTEX);
     loops_start(6);
-    for (unsigned i = 0; i < QUEUE_WAITERS; i++) {
+    for (unsigned i = 0; i < (unsigned)a_thousand(); i++) {
         start(loop(1 + i % 5), alone, NULL);
     }
-    wait_until_waiting(QUEUE_WAITERS, 0);
+    wait_until_waiting(a_thousand(), 0);
     start(loop(0), restart_all, NULL);
-    stop_all(QUEUE_WAITERS + 1);
-    CHECK_EQ(shared.woken, QUEUE_WAITERS);
+    stop_all(a_thousand() + 1);
+    CHECK_EQ(shared.woken, a_thousand());
 }
 
 /* --- from plain threads --------------------------------------------------*/
 
 TEST(enter_all_from_a_thread_without_a_context)
 {
-    start_waiters(CO_LOCK_PTHREAD, 5, QUEUE_WAITERS, 1);
+    start_waiters(CO_LOCK_PTHREAD, 5, a_thousand(), 1);
     shared_lock(&shared);
     co_queue_enter_all(shared.queue, &shared.pthread);
     shared_check_locked(&shared);
     shared_unlock(&shared);
-    stop_all(QUEUE_WAITERS);
-    check_order_in_each_context(QUEUE_WAITERS, 5);
+    stop_all(a_thousand());
+    check_order_in_each_context(a_thousand(), 5);
 }
 
 TEST(enter_next_from_a_thread_without_a_context)

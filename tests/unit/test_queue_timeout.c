@@ -156,10 +156,10 @@ QUEUE_CASES(the_first_and_the_last_time_out)
 QUEUE_CASES(all_of_a_thousand_time_out)
 {
     open_for(kind);
-    for (int i = 0; i < QUEUE_WAITERS; i++) {
+    for (int i = 0; i < a_thousand(); i++) {
         start_waiter(i, i % 7);
     }
-    for (int i = 0; i < QUEUE_WAITERS; i++) {
+    for (int i = 0; i < a_thousand(); i++) {
         poll_until_done(i);
         CHECK_EQ(jobs[i].result, -ETIMEDOUT);
     }
