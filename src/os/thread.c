@@ -42,7 +42,9 @@
 #define HOOKS_MAX 4
 #define NS_PER_S  1000000000
 
-static _Thread_local OsThread self __attribute__((tls_model("initial-exec")));
+/* Named by the assembly of os/self.h, which compilers do not look into. */
+_Thread_local OsThread os_thread_self
+    __attribute__((tls_model("initial-exec"), visibility("hidden"), used));
 
 /* What a library may take of the static block without asking for it. */
 _Static_assert(sizeof(OsThread) < 256, "thread-locals under 256 bytes");
@@ -56,6 +58,8 @@ static OsMutex hook_lock = OS_MUTEX_INIT;
 static void (*hooks[HOOKS_MAX])(OsThread *thread);
 static unsigned hook_count; /* atomic; grows under hook_lock */
 
+#ifdef OS_THREAD_IS_CALLED
+
 /*
  * The empty asm keeps compilers from finding out that the same thread gets
  * the same answer, which is true, and that a function runs on one thread,
@@ -63,12 +67,15 @@ static unsigned hook_count; /* atomic; grows under hook_lock */
  */
 OPAQUE OsThread *os_thread(void)
 {
-    OsThread *thread = &self;
+    OsThread *thread = &os_thread_self;
 
     __asm__ volatile("" : "+r"(thread) : : "memory");
     return thread;
 }
 
+#endif
+
+/* errno is a thread-local, too: the same holds for its address. */
 OPAQUE int os_errno(void)
 {
     int value = errno;

@@ -3,9 +3,10 @@
  * Threads, and all that is local to one.
  *
  * struct OsThread holds every thread-local of the library.  It is reached by
- * os_thread() alone, which is never inlined, so that no compiler can keep the
- * address across a switch that moves a coroutine to another thread.  Whoever
- * calls os_thread() must not use the result after anything that may suspend.
+ * os_thread() alone, which no compiler sees through (os/self.h), so that none
+ * can keep the address across a switch that moves a coroutine to another
+ * thread.  Whoever calls os_thread() must not use the result after anything
+ * that may suspend.
  */
 #ifndef COAIO_OS_THREAD_H
 #define COAIO_OS_THREAD_H
@@ -13,6 +14,7 @@
 #include "base/atomic.h"
 #include "base/compiler.h"
 #include "base/list.h"
+#include "os/self.h"
 
 #include <pthread.h>
 #include <stdbool.h>
@@ -43,9 +45,6 @@ typedef struct OsThread {
     uint64_t locked_operations;
 #endif
 } OsThread;
-
-/* The calling thread's.  Signal-safe. */
-OsThread *os_thread(void);
 
 /* errno of this thread now, for co_errno(). */
 int os_errno(void);

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Thread-locals in coroutines that change threads: the CO_TLS_ macros and
- * co_errno() answer for the thread that runs the coroutine now.  A compiler
- * that kept the address of a thread-local across a yield would fail here.
+ * Thread-locals in coroutines that change threads: the CO_TLS_ macros,
+ * co_errno() and the library's own os_thread() answer for the thread that runs
+ * the coroutine now.  A compiler that kept the address of a thread-local across
+ * a yield would fail here.
  */
 #include "harness.h"
 #include "loopthread.h"
+#include "os/thread.h"
 
 #include <coaio/coroutine.h>
 #include <coaio/tls.h>
@@ -135,7 +137,20 @@ static void commute(void *opaque)
     gate_open(&c->done);
 }
 
-TEST(a_coroutine_that_moves_itself_sees_the_new_variables)
+/* The same with what the library itself goes by, twice in one function. */
+static void commute_within(void *opaque)
+{
+    Commuter *c = opaque;
+
+    for (unsigned long i = 0; i < c->hops; i++) {
+        CHECK_EQ(os_thread()->context, c->ends[i % 2]);
+        co_reschedule_self(c->ends[(i + 1) % 2]);
+        CHECK_EQ(os_thread()->context, c->ends[(i + 1) % 2]);
+    }
+    gate_open(&c->done);
+}
+
+static void run_commuter(CoroutineEntry *entry)
 {
     Commuter c = {.hops = harness_load(10000)};
     LoopThread loops[2];
@@ -146,10 +161,20 @@ TEST(a_coroutine_that_moves_itself_sees_the_new_variables)
         c.ends[i] = loops[i].ctx;
         loop_call(loops[i].ctx, set_number, (void *)(uintptr_t)(i + 1));
     }
-    aio_co_enter(loops[0].ctx, coroutine_create(commute, &c));
+    aio_co_enter(loops[0].ctx, coroutine_create(entry, &c));
     gate_pass(&c.done);
     loop_thread_stop(&loops[0]);
     loop_thread_stop(&loops[1]);
+}
+
+TEST(a_coroutine_that_moves_itself_sees_the_new_variables)
+{
+    run_commuter(commute);
+}
+
+TEST(a_coroutine_that_moves_itself_is_on_the_new_thread)
+{
+    run_commuter(commute_within);
 }
 
 /* --- errno ----------------------------------------------------------------*/
