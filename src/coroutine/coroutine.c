@@ -399,8 +399,7 @@ void coroutine_enter(Coroutine *co)
     OsThread *thread = os_thread();
     Coroutine *from = thread->current;
 
-    if (unlikely(!co || !can_enter(thread, co) || !is_home(co) ||
-                 load_relaxed(&os_forked))) {
+    if (unlikely(!co || !can_enter(thread, co) || !is_home(co) || os_forked)) {
         enter_slow(co);
         return;
     }
@@ -508,8 +507,7 @@ void coroutine_yield(void)
     Coroutine *co = thread->current;
     Coroutine *to;
 
-    if (unlikely(!co || co->on_yield || thread->deferred.head ||
-                 load_relaxed(&os_forked))) {
+    if (unlikely(!co || co->on_yield || thread->deferred.head || os_forked)) {
         yield_slow();
         return;
     }

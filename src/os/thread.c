@@ -104,7 +104,7 @@ static void run_hooks(void *arg)
 
 static void note_fork(void)
 {
-    store_relaxed(&os_forked, true);
+    os_forked = true;
 }
 
 static void set_up(void)

@@ -62,7 +62,10 @@ void os_thread_prepare(OsThread *thread);
  */
 void os_thread_on_exit(void (*hook)(OsThread *thread));
 
-/* This process was forked off a coaio process.  Atomic. */
+/*
+ * This process was forked off a coaio process.  Set before fork() returns in
+ * the child, which has one thread then: no two threads ever meet here.
+ */
 extern bool os_forked;
 
 COLD NORETURN void os_misuse_forked(const char *call);
@@ -70,7 +73,7 @@ COLD NORETURN void os_misuse_forked(const char *call);
 /* Abort, naming the call, if so.  Cheap, and signal-safe. */
 static inline void os_check_fork(const char *call)
 {
-    if (unlikely(load_relaxed(&os_forked))) {
+    if (unlikely(os_forked)) {
         os_misuse_forked(call);
     }
 }
