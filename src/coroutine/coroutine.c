@@ -35,9 +35,23 @@ void (*coroutine_leave_home)(CoHome *home);
 
 /* --- switching -----------------------------------------------------------*/
 
+/* Where the stack pointer of co, NULL for the thread itself, is kept. */
 static inline void **sp_of(OsThread *thread, Coroutine *co)
 {
     return co ? &co->sp : &thread->leader_sp;
+}
+
+/*
+ * The same, read: in a branch, which is foretold, and not through sp_of(),
+ * since all that follows the switch waits for the result, and that would wait
+ * for co.
+ */
+static inline void *saved_sp(OsThread *thread, Coroutine *co)
+{
+    if (likely(!co)) {
+        return thread->leader_sp;
+    }
+    return co->sp;
 }
 
 #if WRAPPED_SWITCH
@@ -61,7 +75,7 @@ static NOINLINE void wrapped_switch(OsThread *thread, Coroutine *from,
     void *fake = NULL;
 
     annotate_leave(thread, from, to, &fake, gone);
-    switch_stack(sp_of(thread, from), *sp_of(thread, to));
+    switch_stack(sp_of(thread, from), saved_sp(thread, to));
     /* Perhaps on another thread now: `thread` is not to be used. */
     arrive(fake);
 }
@@ -89,7 +103,7 @@ static inline void arrive(void *fake)
 
 static inline void switch_to(OsThread *thread, Coroutine *from, Coroutine *to)
 {
-    switch_stack(sp_of(thread, from), *sp_of(thread, to));
+    switch_stack(sp_of(thread, from), saved_sp(thread, to));
 }
 
 static inline void switch_to_call(OsThread *thread, Coroutine *from,
@@ -97,7 +111,7 @@ static inline void switch_to_call(OsThread *thread, Coroutine *from,
                                   void *arg, bool gone)
 {
     (void)gone;
-    switch_stack_call(sp_of(thread, from), *sp_of(thread, to), call, arg);
+    switch_stack_call(sp_of(thread, from), saved_sp(thread, to), call, arg);
 }
 
 #endif
