@@ -214,45 +214,34 @@ AioContext *coroutine_context(const Coroutine *co)
 
 /* --- create and delete ---------------------------------------------------*/
 
-static inline Coroutine *pool_take(OsThread *thread)
-{
-    Coroutine *co = thread->pool;
-
-    if (likely(co != NULL)) {
-        thread->pool = co->link.next
-                           ? container_of(co->link.next, Coroutine, link)
-                           : NULL;
-        thread->pool_size--;
-        return co;
-    }
-    return pool_refill(thread);
-}
-
 /* co has come to life on the thread of its home. */
-static inline void settle(Coroutine *co)
+static void settle(Coroutine *co)
 {
     if (unlikely(load_acquire(&co->home->closed))) {
-        store_relaxed(&co->home,
-                      (CoHome *)(void *)coroutine_current_context());
+        store_relaxed(&co->home, (CoHome *)(void *)coroutine_current_context());
     }
     count_in(co);
 }
 
-/* Make a free slot a new coroutine. */
-static inline void coroutine_setup(OsThread *thread, Coroutine *co,
-                                   CoroutineEntry *entry, void *opaque)
+/* Make a free slot, whose home is set, a coroutine. */
+static inline void setup(Coroutine *co, CoroutineEntry *entry, void *opaque)
 {
-    if (unlikely(!co->sp)) {
-        co->sp = switch_init(co->stack_bottom, co->stack_size, coroutine_main);
-    }
     co->entry = entry;
     co->opaque = opaque;
     co->name = NULL;
+    store_relaxed(&co->state, COROUTINE_NEW);
+}
+
+/* Make a free slot a new coroutine of this thread's context, if any. */
+static void setup_slow(OsThread *thread, Coroutine *co, CoroutineEntry *entry,
+                       void *opaque)
+{
     store_relaxed(&co->home, (CoHome *)(void *)thread->context);
+    co->counted = false;
     if (co->home) {
         settle(co);
     }
-    store_relaxed(&co->state, COROUTINE_NEW);
+    setup(co, entry, opaque);
 }
 
 static int create_class(Coroutine **out, int size_class, bool need_guard)
@@ -267,7 +256,8 @@ static int create_class(Coroutine **out, int size_class, bool need_guard)
     return stack_get(size_class, need_guard, out);
 }
 
-Coroutine *coroutine_create(CoroutineEntry *entry, void *opaque)
+/* The way round: it is a call of its own so that the straight way is short. */
+static COLD Coroutine *create_slow(CoroutineEntry *entry, void *opaque)
 {
     OsThread *thread = os_thread();
     Coroutine *co;
@@ -278,7 +268,28 @@ Coroutine *coroutine_create(CoroutineEntry *entry, void *opaque)
         misuse("coroutine_create: no memory or no guards for a stack; "
                "coroutine_create_full() would have returned -ENOMEM");
     }
-    coroutine_setup(thread, co, entry, opaque);
+    setup_slow(thread, co, entry, opaque);
+    return co;
+}
+
+Coroutine *coroutine_create(CoroutineEntry *entry, void *opaque)
+{
+    OsThread *thread = os_thread();
+    CoHome *home = (CoHome *)(void *)thread->context;
+    Coroutine *co;
+
+    /* While its coroutines hold a reference to it, home is not closed. */
+    if (unlikely(!thread->pool || (home && !load_relaxed(&home->held)) ||
+                 os_forked)) {
+        return create_slow(entry, opaque);
+    }
+    co = pool_pop(thread);
+    store_relaxed(&co->home, home);
+    co->counted = home != NULL;
+    if (likely(home != NULL)) {
+        home->population++;
+    }
+    setup(co, entry, opaque);
     return co;
 }
 
@@ -305,7 +316,7 @@ int coroutine_create_full(Coroutine **co, CoroutineEntry *entry, void *opaque,
     if (ret < 0) {
         return ret;
     }
-    coroutine_setup(os_thread(), slot, entry, opaque);
+    setup_slow(os_thread(), slot, entry, opaque);
     slot->name = options->name;
     *co = slot;
     return 0;
@@ -549,23 +560,40 @@ static COLD void check_may_finish(Coroutine *co)
     }
 }
 
-/* The running coroutine has ended; comes back when the slot is used again. */
-static void finish(Coroutine *co)
+/* The way round, with all that may have to be done. */
+static COLD void finish_slow(Coroutine *co)
 {
     OsThread *thread = os_thread();
     Coroutine *to;
 
-    if (unlikely(co->locks_held || load_relaxed(&co->scheduled))) {
-        check_may_finish(co);
-    }
+    check_may_finish(co);
     count_out(thread, co);
     store_relaxed(&co->state, COROUTINE_FREE);
     to = leave(thread, co);
-    if (!WRAPPED_SWITCH && likely(pool_put_early(thread, co))) {
-        switch_to(thread, co, to);
-    } else {
-        switch_to_call(thread, co, to, recycle, co, true);
+    switch_to_call(thread, co, to, recycle, co, true);
+}
+
+/* The running coroutine has ended; comes back when the slot is used again. */
+static inline void finish(Coroutine *co)
+{
+    OsThread *thread = os_thread();
+    CoHome *home = co->home;
+    Coroutine *to = co->caller;
+
+    if (unlikely(WRAPPED_SWITCH || co->locks_held ||
+                 load_relaxed(&co->scheduled) ||
+                 home != (CoHome *)(void *)thread->context ||
+                 thread->deferred.head || !pool_put_early(thread, co))) {
+        finish_slow(co);
+        return;
     }
+    if (likely(home != NULL)) {
+        home->population--; /* it was counted in when it was entered */
+    }
+    store_relaxed(&co->state, COROUTINE_FREE);
+    co->caller = NULL;
+    thread->current = to;
+    switch_to(thread, co, to);
 }
 
 /* A slot's stack stays in this loop from one coroutine to the next. */

@@ -58,6 +58,10 @@ typedef enum CoroutineState {
  */
 struct CoWait;
 
+/*
+ * The first line of the cache is what a switch needs, the second what creating
+ * and finishing need besides.
+ */
 struct Coroutine {
     void *sp;               /* saved stack, while not running */
     Coroutine *caller;      /* see INVARIANTS 3 */
@@ -65,15 +69,9 @@ struct Coroutine {
                                resume; reports look at any time */
     const char *scheduled;  /* atomic: who woke it; see INVARIANTS 2 */
     uint8_t state;          /* CoroutineState; the holder's */
-    uint8_t size_class;     /* of the stack; never changes */
-    bool unguarded;         /* the stack has no guard; never changes */
     bool counted;           /* in home->population; false only on a move */
+    bool poolable;          /* guarded, of the default size; never changes */
     unsigned locks_held;    /* its own */
-
-    CoroutineEntry *entry;
-    void *opaque;
-    const char *name;       /* the user's, or NULL */
-    struct CoWait *wait;    /* its own: what it waits for, or NULL */
 
     /*
      * To call with this coroutine when it has next yielded and its stack is
@@ -81,12 +79,19 @@ struct Coroutine {
      */
     void (*on_yield)(Coroutine *co);
 
+    CoroutineEntry *entry;
+    void *opaque;
+
     FifoNode link;          /* in OsThread.deferred, or a free list */
+    const char *name;       /* the user's, or NULL */
+    struct CoWait *wait;    /* its own: what it waits for, or NULL */
     Post post;              /* in the posted list of a context */
     CoHome *target;         /* where the holder of the claim moves it */
 
     /* The stack and its bookkeeping; set when the slot is first used. */
     struct Slab *slab;
+    uint8_t size_class;
+    bool unguarded;         /* it has no guard */
     char *stack_bottom;     /* lowest usable address */
     size_t stack_size;      /* from there up to this struct */
     void *fiber;            /* TSan's, lives as long as the slot */

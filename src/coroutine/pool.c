@@ -8,9 +8,11 @@
  *
  * INVARIANTS
  *
- *   1. OsThread.pool is a chain of pool_size guarded free slots of the default
- *      class; pool_size is at most POOL_LIMIT.
+ *   1. OsThread.pool is a chain of pool_size free slots, all poolable;
+ *      pool_size is at most POOL_LIMIT.
  *   2. A thread whose pool is not empty is prepared: the hook will run.
+ *   3. OsThread.pool_limit is POOL_LIMIT in a thread that is prepared, and 0
+ *      before and with COAIO_DEBUG=1, when no slot may go straight back.
  */
 #include "coroutine/pool.h"
 
@@ -23,69 +25,66 @@ static OsMutex quarantine_lock = OS_MUTEX_INIT;
 static Fifo quarantine; /* of Coroutine.link; quarantine_lock */
 static unsigned quarantined;
 
-bool pool_plain; /* the pool's hook is set, and COAIO_DEBUG is not */
-
 static bool hooked; /* atomic; threads that end give back what they have */
-
-static Coroutine *next_of(const Coroutine *co)
-{
-    return co->link.next ? container_of(co->link.next, Coroutine, link) : NULL;
-}
 
 static void give_back_all(OsThread *thread)
 {
     if (thread->pool) {
-        stack_put_batch(thread->pool);
+        stack_put_batch(container_of(thread->pool, Coroutine, link));
         thread->pool = NULL;
         thread->pool_size = 0;
     }
-}
-
-static COLD void prepare(OsThread *thread)
-{
-    os_thread_on_exit(give_back_all);
-    os_thread_prepare(thread);
-    store_release(&hooked, true);
-    store_relaxed(&pool_plain, !os_debug());
+    thread->pool_limit = 0; /* INVARIANTS 3 */
 }
 
 /* Others prepare threads, too, and know nothing of the hook. */
-static inline bool needs_prepare(const OsThread *thread)
+static void prepare(OsThread *thread)
 {
-    return unlikely(!thread->prepared || !load_relaxed(&hooked));
+    if (unlikely(!thread->prepared || !load_relaxed(&hooked))) {
+        os_thread_on_exit(give_back_all);
+        os_thread_prepare(thread);
+        store_release(&hooked, true);
+    }
+    thread->pool_limit = os_debug() ? 0 : POOL_LIMIT; /* INVARIANTS 3 */
 }
 
-Coroutine *pool_refill(OsThread *thread)
+static bool refill(OsThread *thread)
 {
-    Coroutine *co;
+    Coroutine *chain;
     unsigned n;
 
-    invariant(thread->pool == NULL && thread->pool_size == 0);
-    if (needs_prepare(thread)) {
-        prepare(thread);
-    }
-    n = stack_get_batch(STACK_CLASS_DEFAULT, POOL_BATCH, &co);
+    invariant(thread->pool_size == 0);
+    prepare(thread);
+    n = stack_get_batch(STACK_CLASS_DEFAULT, POOL_BATCH, &chain);
     if (n == 0) {
-        return NULL;
+        return false;
     }
-    thread->pool = next_of(co);
-    thread->pool_size = n - 1;
-    return co;
+    thread->pool = &chain->link;
+    thread->pool_size = n;
+    return true;
 }
 
-/* Give the older half back: the newer ones are in the caches. */
-void pool_give_back_batch(OsThread *thread)
+Coroutine *pool_take(OsThread *thread)
 {
-    Coroutine *last = thread->pool;
-    Coroutine *rest;
+    if (unlikely(!thread->pool) && !refill(thread)) {
+        return NULL;
+    }
+    return pool_pop(thread);
+}
+
+/* Give the older half of a full pool back: the newer ones are in the caches. */
+static void give_back_batch(OsThread *thread)
+{
+    FifoNode *last = thread->pool;
+    FifoNode *rest;
 
     for (unsigned i = 1; i < POOL_LIMIT - POOL_BATCH; i++) {
-        last = next_of(last);
+        last = last->next;
     }
-    rest = next_of(last);
-    last->link.next = NULL;
+    rest = last->next;
+    last->next = NULL;
     thread->pool_size = POOL_LIMIT - POOL_BATCH;
-    stack_put_batch(rest);
+    stack_put_batch(container_of(rest, Coroutine, link));
 }
 
 /*
@@ -110,21 +109,22 @@ static Coroutine *pass_quarantine(Coroutine *co)
 void pool_put(OsThread *thread, Coroutine *co)
 {
     invariant(co->state == COROUTINE_FREE);
-    if (needs_prepare(thread)) {
-        prepare(thread);
-    }
+    prepare(thread);
     if (unlikely(os_debug())) {
         co = pass_quarantine(co);
         if (!co) {
             return;
         }
     }
-    if (unlikely(co->size_class != STACK_CLASS_DEFAULT || co->unguarded)) {
+    if (unlikely(!co->poolable)) {
         stack_put(co);
         return;
     }
     if (COAIO_ASAN) {
         stack_recycle(co);
+    }
+    if (thread->pool_size == POOL_LIMIT) { /* INVARIANTS 1 */
+        give_back_batch(thread);
     }
     pool_push(thread, co);
 }

@@ -17,38 +17,37 @@
 #define POOL_BATCH 64  /* slots that change hands at once */
 #define POOL_LIMIT 128 /* a thread keeps at most so many */
 
-/* A slot of the default class, or NULL; the fast path stands in the caller. */
-Coroutine *pool_refill(OsThread *thread);
+/* The newest slot of the thread's batch, which is not empty. */
+static inline Coroutine *pool_pop(OsThread *thread)
+{
+    FifoNode *node = thread->pool;
+
+    thread->pool = node->next;
+    thread->pool_size--;
+    return container_of(node, Coroutine, link);
+}
+
+static inline void pool_push(OsThread *thread, Coroutine *co)
+{
+    co->link.next = thread->pool;
+    thread->pool = &co->link;
+    thread->pool_size++;
+}
+
+/* A slot of the default class, or NULL. */
+Coroutine *pool_take(OsThread *thread);
 
 /* Take back a slot of any class that was left for good; state is FREE. */
 void pool_put(OsThread *thread, Coroutine *co);
 
-/* Give the older half of a full batch back. */
-COLD void pool_give_back_batch(OsThread *thread);
-
-/* Atomic: pool_put_early() may be used, by threads that are prepared. */
-extern bool pool_plain;
-
-static inline void pool_push(OsThread *thread, Coroutine *co)
-{
-    co->link.next = thread->pool ? &thread->pool->link : NULL;
-    thread->pool = co;
-    thread->pool_size++;
-    if (unlikely(thread->pool_size == POOL_LIMIT)) {
-        pool_give_back_batch(thread);
-    }
-}
-
 /*
  * Take back a slot whose stack the calling thread is still running on, and
- * will leave before it takes another from the pool: the newest half of a batch
- * is not given away.  Returns false, and has done nothing, if that cannot be
- * done: pool_put() must follow, after leaving.
+ * will leave before it takes another from the pool.  Returns false, and has
+ * done nothing, if that cannot be done: pool_put() must follow, after leaving.
  */
 static inline bool pool_put_early(OsThread *thread, Coroutine *co)
 {
-    if (unlikely(co->size_class != STACK_CLASS_DEFAULT || co->unguarded ||
-                 !thread->prepared || !load_relaxed(&pool_plain))) {
+    if (unlikely(!co->poolable || thread->pool_size >= thread->pool_limit)) {
         return false;
     }
     pool_push(thread, co);

@@ -30,6 +30,7 @@
 
 #include "base/assert.h"
 #include "coroutine/slab.h"
+#include "coroutine/switch.h"
 #include "os/memory.h"
 
 #include <errno.h>
@@ -158,9 +159,11 @@ static Coroutine *slot_begin(const Slot *slot)
     co->slab = slot->slab;
     co->size_class = slot->slab->size_class;
     co->unguarded = slot->naked;
+    co->poolable = !slot->naked && co->size_class == STACK_CLASS_DEFAULT;
     co->stack_bottom = slab_bottom(slot->slab, slot->index);
     co->stack_size = (char *)co - co->stack_bottom;
     register_with_tools(co);
+    co->sp = switch_init(co->stack_bottom, co->stack_size, coroutine_main);
     return co;
 }
 

@@ -26,8 +26,8 @@ int stack_class_for(size_t size);
 
 /*
  * A free slot of the class, its Coroutine in state FREE with the stack's
- * fields set.  With need_guard, fails rather than give an unguarded one.
- * Returns 0 or -ENOMEM.
+ * fields set, and coroutine_main() as what a switch to it begins with.  With
+ * need_guard, fails rather than give an unguarded one.  Returns 0 or -ENOMEM.
  */
 int stack_get(int size_class, bool need_guard, Coroutine **co);
 

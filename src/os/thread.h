@@ -30,8 +30,9 @@ typedef struct OsThread {
     struct AioContext *context; /* bound to this thread, or NULL */
     Fifo deferred;              /* of Coroutine.link: woken by coroutines */
 
-    struct Coroutine *pool; /* free stacks of the default size */
+    FifoNode *pool; /* of Coroutine.link: free stacks of the default size */
     unsigned pool_size;
+    unsigned pool_limit; /* how many it may hold; 0 until it is prepared */
 
     bool prepared;             /* os_thread_prepare() was here */
     bool overflow_ready;       /* has an alternate signal stack */

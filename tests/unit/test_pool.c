@@ -255,7 +255,7 @@ TEST(an_unguarded_one_is_never_pooled)
     CHECK_EQ(setenv("COAIO_GUARD", "none", 1), 0);
     for (int i = 0; i < 100; i++) {
         CHECK_EQ(coroutine_create_full(&co, nothing, NULL, &options), 0);
-        CHECK(co->unguarded);
+        CHECK(co->unguarded && !co->poolable);
         coroutine_enter(co);
         CHECK_EQ(os_thread()->pool_size, 0);
     }

@@ -72,7 +72,9 @@ TEST(a_slot_has_what_its_class_says)
         CHECK_EQ(co->stack_bottom + co->stack_size, (char *)co);
         CHECK_EQ((uintptr_t)co % 64, 0);
         CHECK_EQ((uintptr_t)co->stack_bottom % os_page_size(), 0);
-        CHECK(co->sp == NULL);
+        CHECK_EQ(co->poolable, c == STACK_CLASS_DEFAULT);
+        CHECK((char *)co->sp > co->stack_bottom);
+        CHECK((char *)co->sp < (char *)co);
         CHECK(co->home == NULL);
         stack_put(co);
     }
