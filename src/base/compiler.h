@@ -33,7 +33,9 @@
 #define COAIO_ASAN 0
 #endif
 
-#if defined(__SANITIZE_THREAD__)
+#if defined(COAIO_EXPLORE)
+#define COAIO_TSAN 0 /* instrumented for the explorer */
+#elif defined(__SANITIZE_THREAD__)
 #define COAIO_TSAN 1
 #elif defined(__has_feature)
 #if __has_feature(thread_sanitizer)

@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What the explorer (tests/explore) asks of the code that it explores.  In all
+ * other builds these are constants, and nothing is left of them.
+ *
+ *   MUTANT(NAME)      true where the bug NAME is to be put back: the explorer
+ *                     must find it again, or it could not have found it
+ *   MARK(text)        a branch that explorations must reach
+ *   SCALED(n, small)  n, or small where each turn of a loop would multiply the
+ *                     number of schedules
+ *
+ * The bugs are told in docs/verification.md.
+ */
+#ifndef COAIO_BASE_EXPLORE_H
+#define COAIO_BASE_EXPLORE_H
+
+#ifdef COAIO_EXPLORE
+
+#define MUTANTS(each)                                      \
+    each(NOTIFY_NO_FENCE_POLLER, "notify-no-fence-poller") \
+        each(NOTIFY_NO_FENCE_NOTIFIER, "notify-no-fence-notifier")
+
+#define MUTANT_OF(name, text) MUTANT_##name,
+
+typedef enum Mutant {
+    MUTANT_NONE = 0,
+    MUTANTS(MUTANT_OF) MUTANT_COUNT,
+} Mutant;
+
+extern Mutant explore_mutant;
+void explore_mark(const char *text);
+
+#define MUTANT(name)     (explore_mutant == MUTANT_##name)
+#define MARK(text)       explore_mark(text)
+#define SCALED(n, small) (small)
+
+#else
+
+#define MUTANT(name)     0
+#define MARK(text)       ((void)0)
+#define SCALED(n, small) (n)
+
+#endif
+
+#endif

@@ -1,0 +1,250 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Plain accesses: for each four bytes of simulated memory and of the data
+ * segment, who wrote last and who has read since, by the clocks of the
+ * threads.  Two accesses of which one writes must be ordered: the view of the
+ * later one must have seen the clock of the earlier one.
+ *
+ * Library and tests are compiled with -fsanitize=thread; the calls that this
+ * puts before each access that is not to a register come here, and not to the
+ * sanitizer's own library.
+ *
+ * Of bytes within a word only the last access of each kind is remembered, so a
+ * race may be missed there; none is reported that is not one.
+ */
+#include "machine.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+
+typedef struct Cell {
+    uint32_t run;    /* the rest is of this run */
+    uint8_t writer;  /* thread */
+    uint8_t written; /* which bytes: a mask; 0: none */
+    uint8_t freed;
+    uint8_t read[THREADS]; /* which bytes each thread has read */
+    int16_t write_clock;
+    int16_t read_clock[THREADS];
+    int16_t atomic_clock[THREADS]; /* of the last atomic access; 0: none */
+} Cell;
+
+OWN static Cell *arena_cells;
+OWN static Cell *data_cells;
+
+static Cell *map_cells(uintptr_t begin, uintptr_t end)
+{
+    return mmap(NULL, ((end - begin) / 4 + 1) * sizeof(Cell),
+                PROT_READ | PROT_WRITE,
+                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+}
+
+void shadow_init(void)
+{
+    arena_cells = map_cells(arena_begin, arena_end);
+    data_cells = map_cells(data_begin, data_end);
+}
+
+/* The cell of a word, or NULL for memory that is not simulated. */
+static inline Cell *cell_at(uintptr_t address)
+{
+    if (address - arena_begin < arena_end - arena_begin) {
+        return &arena_cells[(address - arena_begin) / 4];
+    }
+    if (address - data_begin < data_end - data_begin) {
+        return &data_cells[(address - data_begin) / 4];
+    }
+    return NULL;
+}
+
+static inline void renew(Cell *cell)
+{
+    if (cell->run != machine->run) {
+        memset(cell, 0, sizeof(*cell));
+        cell->run = machine->run;
+    }
+}
+
+static void fail_at(const char *kind, const char *what, uintptr_t address,
+                    unsigned other, uintptr_t pc)
+{
+    char place[512];
+
+    if (pc) {
+        report_place(pc, place, sizeof(place));
+    } else {
+        report_thread(self(), place, sizeof(place));
+    }
+    machine->failed_pc = pc;
+    explore_fail(kind, "%s %#lx by thread %u, in %s; before it, thread %u",
+                 what, (unsigned long)address, machine->current, place, other);
+}
+
+/* Whether the current thread has seen what thread did at clock. */
+static inline bool ordered(unsigned thread, int16_t clock)
+{
+    return thread == machine->current || self()->now.seen[thread] >= clock;
+}
+
+static void check_write(const Cell *cell, uint8_t mask, uintptr_t address,
+                        const char *what, uintptr_t pc)
+{
+    for (unsigned t = 0; t < machine->threads; t++) {
+        if ((cell->read[t] & mask) && !ordered(t, cell->read_clock[t])) {
+            fail_at("data race", what, address, t, pc);
+        }
+    }
+}
+
+static void access_cell(Cell *cell, uint8_t mask, bool write, uintptr_t address,
+                        uintptr_t pc)
+{
+    unsigned me = machine->current;
+    int16_t clock = self()->now.seen[me];
+
+    renew(cell);
+    if (cell->freed) {
+        fail_at("use after free", write ? "write to" : "read of", address,
+                cell->writer, pc);
+    }
+    if (machine->phase != PHASE_AT_ONCE) {
+        return;
+    }
+    if ((cell->written & mask) && !ordered(cell->writer, cell->write_clock)) {
+        fail_at("data race", write ? "write to" : "read of", address,
+                cell->writer, pc);
+    }
+    if (write) {
+        check_write(cell, mask, address, "write to", pc);
+        cell->writer = (uint8_t)me;
+        cell->written = mask;
+        cell->write_clock = clock;
+    } else if (cell->read_clock[me] != clock || cell->read[me] != mask) {
+        bool same = cell->read_clock[me] == clock;
+
+        cell->read[me] = same ? cell->read[me] | mask : mask;
+        cell->read_clock[me] = clock;
+    }
+}
+
+void shadow_access(uintptr_t address, size_t size, bool write, uintptr_t pc)
+{
+    uintptr_t end = address + size;
+
+    if (!machine || machine->phase == PHASE_OUTSIDE || !cell_at(address)) {
+        return;
+    }
+    if (write) {
+        arena_note_write(address);
+    }
+    while (address < end) {
+        uintptr_t next = (address & ~(uintptr_t)3) + 4;
+        unsigned first = address & 3;
+        unsigned last = next <= end ? 4 : (unsigned)(end & 3);
+        uint8_t mask = (uint8_t)((1u << last) - (1u << first));
+
+        access_cell(cell_at(address), mask, write, address, pc);
+        address = next;
+    }
+}
+
+/* Only the end of the memory conflicts with atomic accesses. */
+void shadow_access_atomic(uintptr_t address)
+{
+    Cell *cell = cell_at(address);
+
+    if (!cell) {
+        return;
+    }
+    renew(cell);
+    if (cell->freed) {
+        fail_at("use after free", "atomic access to", address, cell->writer, 0);
+    }
+    cell->atomic_clock[machine->current] = self()->now.seen[machine->current];
+}
+
+static bool all_before(const Cell *cell, unsigned *other)
+{
+    for (unsigned t = 0; t < machine->threads; t++) {
+        *other = t;
+        if ((cell->read[t] && !ordered(t, cell->read_clock[t])) ||
+            !ordered(t, cell->atomic_clock[t])) {
+            return false;
+        }
+    }
+    *other = cell->writer;
+    return !cell->written || ordered(cell->writer, cell->write_clock);
+}
+
+/* Freeing conflicts with every access that is not ordered before it. */
+void shadow_free(uintptr_t address, size_t size, uintptr_t pc)
+{
+    unsigned other;
+
+    for (uintptr_t a = address; a < address + size; a += 4) {
+        Cell *cell = cell_at(a);
+
+        renew(cell);
+        if (machine->phase == PHASE_AT_ONCE && !all_before(cell, &other)) {
+            fail_at("use after free", "free of", a, other, pc);
+        }
+        cell->freed = 1;
+        cell->writer = (uint8_t)machine->current;
+    }
+}
+
+void shadow_renew(uintptr_t address, size_t size)
+{
+    for (uintptr_t a = address; a < address + size; a += 4) {
+        Cell *cell = cell_at(a);
+
+        memset(cell, 0, sizeof(*cell));
+        cell->run = machine->run;
+    }
+}
+
+/* --- what the compiler calls ----------------------------------------------*/
+
+#define HOOK(name, size, write)                                \
+    void name(void *address);                                  \
+    void name(void *address)                                   \
+    {                                                          \
+        shadow_access((uintptr_t)address, size, write,         \
+                      (uintptr_t)__builtin_return_address(0)); \
+    }
+
+HOOK(__tsan_read1, 1, false)
+HOOK(__tsan_read2, 2, false)
+HOOK(__tsan_read4, 4, false)
+HOOK(__tsan_read8, 8, false)
+HOOK(__tsan_read16, 16, false)
+HOOK(__tsan_write1, 1, true)
+HOOK(__tsan_write2, 2, true)
+HOOK(__tsan_write4, 4, true)
+HOOK(__tsan_write8, 8, true)
+HOOK(__tsan_write16, 16, true)
+HOOK(__tsan_unaligned_read2, 2, false)
+HOOK(__tsan_unaligned_read4, 4, false)
+HOOK(__tsan_unaligned_read8, 8, false)
+HOOK(__tsan_unaligned_read16, 16, false)
+HOOK(__tsan_unaligned_write2, 2, true)
+HOOK(__tsan_unaligned_write4, 4, true)
+HOOK(__tsan_unaligned_write8, 8, true)
+HOOK(__tsan_unaligned_write16, 16, true)
+
+#define RANGE_HOOK(name, write)                                \
+    void name(void *address, unsigned long size);              \
+    void name(void *address, unsigned long size)               \
+    {                                                          \
+        shadow_access((uintptr_t)address, size, write,         \
+                      (uintptr_t)__builtin_return_address(0)); \
+    }
+
+RANGE_HOOK(__tsan_read_range, false)
+RANGE_HOOK(__tsan_write_range, true)
+
+void __tsan_init(void);
+
+void __tsan_init(void)
+{
+}
