@@ -19,6 +19,7 @@
  *   2. ctx->stopped is set before the thread ends, after its last pass.
  */
 #include "base/assert.h"
+#include "base/explore.h"
 #include "loop/context.h"
 #include "loop/fd_int.h"
 #include "os/memory.h"
@@ -27,8 +28,9 @@
 #include <errno.h>
 #include <stdio.h>
 
-#define LAST_PASSES 1000 /* to run what is due before the thread ends */
-#define REPORT_LINES 20  /* coroutines that are named, of those left */
+/* To run what is due before the thread ends. */
+#define LAST_PASSES  SCALED(1000, 3)
+#define REPORT_LINES 20 /* coroutines that are named, of those left */
 
 struct IOThread {
     unsigned long refs;    /* atomic */
@@ -108,8 +110,7 @@ static int make_context(IOThread *iothread, const char *name,
         return ret;
     }
     ret = aio_context_set_poll_params(iothread->ctx, options->poll_max_ns,
-                                      options->poll_grow,
-                                      options->poll_shrink);
+                                      options->poll_grow, options->poll_shrink);
     if (ret < 0) {
         aio_context_unref(iothread->ctx);
     }
@@ -232,8 +233,7 @@ static size_t report_left(AioContext *ctx)
               context_label(ctx, &label), left, left == 1 ? " was" : "s were");
     coroutine_for_each(report_one, &census);
     if ((size_t)left > census.lines) {
-        warn_line("iothread_stop: and %zu more",
-                  (size_t)left - census.lines);
+        warn_line("iothread_stop: and %zu more", (size_t)left - census.lines);
     }
     return (size_t)left;
 }

@@ -45,8 +45,8 @@
  * to the context.  So a waker pins ctx before it pushes, and lets go when it
  * has notified.
  */
+#include "base/explore.h"
 #include "loop/context.h"
-
 #include "os/event.h"
 
 /* The thread sleeps, or is about to: whoever gets here first sets the event. */
@@ -66,7 +66,9 @@ void context_notify_posted(AioContext *ctx)
      * Pairs with [notify/B] in notify_prepare_sleep(): either it sees the
      * post, or we see that it is about to sleep.
      */
-    fence_seq_cst_after_rmw();
+    if (!MUTANT(NOTIFY_NO_FENCE_NOTIFIER)) {
+        fence_seq_cst_after_rmw();
+    }
     if (load_relaxed(&ctx->wake) == WAKE_SLEEPING) {
         wake_sleeper(ctx);
     }
@@ -136,7 +138,9 @@ bool notify_prepare_sleep(AioContext *ctx, bool saw_idle)
      * [notify/B] SLEEPING comes before this, the look at what was posted
      * after it.  Pairs with [notify/A] in context_notify_posted().
      */
-    fence_seq_cst_after_rmw();
+    if (!MUTANT(NOTIFY_NO_FENCE_POLLER)) {
+        fence_seq_cst_after_rmw();
+    }
     if (post_pending(&ctx->posted) || load_relaxed(&ctx->hurry) ||
         (!saw_idle && post_pending(&ctx->idle))) {
         notify_woken(ctx);

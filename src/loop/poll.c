@@ -10,6 +10,7 @@
  */
 #include "loop/context.h"
 
+#include "base/explore.h"
 #include "os/clock.h"
 
 #include <errno.h>
@@ -24,7 +25,7 @@
 #define BUSY_FIRST_NS 4000
 
 /* Look at the clock, and at descriptors, once in so many turns. */
-#define BUSY_TURNS 64
+#define BUSY_TURNS SCALED(64, 1)
 
 /* Something is due that needs no waiting. */
 static bool work_pending(const AioContext *ctx)

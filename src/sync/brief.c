@@ -4,10 +4,11 @@
  */
 #include "sync/brief.h"
 
+#include "base/explore.h"
 #include "os/thread.h"
 
 /* Some microseconds at most: what it protects takes far less. */
-#define BRIEF_SPINS 100
+#define BRIEF_SPINS SCALED(100, 1)
 
 void brief_lock_slow(uint32_t *lock)
 {

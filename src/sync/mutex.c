@@ -37,6 +37,8 @@
  */
 #include "sync/mutex_int.h"
 
+#include "base/explore.h"
+
 #include <string.h>
 
 enum {
@@ -50,8 +52,8 @@ enum {
  * that has never paid, to a few, which is less than what queueing costs the
  * two threads.
  */
-#define SPIN_MIN 10
-#define SPIN_MAX 100
+#define SPIN_MIN SCALED(10, 1)
+#define SPIN_MAX SCALED(100, 1)
 
 static COLD NORETURN void misuse_relock(const CoMutex *mutex,
                                         const Coroutine *self)

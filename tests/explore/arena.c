@@ -239,15 +239,15 @@ void *os_alloc(size_t size)
 {
     Block *block = reuse(size);
 
-    if (!block) {
+    if (block) {
+        shadow_renew((uintptr_t)(block + 1), size);
+        location_forget(block + 1, size);
+    } else {
         block = fresh(size);
     }
     block->state = BLOCK_ALIVE;
     left++;
-    memset(block + 1, 0, size);
-    shadow_renew((uintptr_t)(block + 1), size);
-    location_forget(block + 1, size);
-    return block + 1;
+    return memset(block + 1, 0, size);
 }
 
 void os_free(void *memory)

@@ -271,7 +271,7 @@ const char *search_schedule(void);
 void trace(const char *operation, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 /* Run the schedule of the choices once more, and tell of each step. */
-const char *report_failure(void);
+const char *report_failure(const char *program);
 /* The function, file and line of an address of code. */
 void report_place(uintptr_t pc, char *text, size_t size);
 /* The place of a thread's last operation. */

@@ -218,7 +218,7 @@ static bool has_schedule(void)
 static void print_failure(void)
 {
     if (has_schedule()) {
-        fputs(report_failure(), stdout);
+        fputs(report_failure(program), stdout);
     } else {
         printf("# %s\n", machine->failure);
     }
@@ -334,7 +334,7 @@ static bool find_mutant(const ExploreCase *test, const ExploreMutant *mutant)
     }
     schedules = machine->schedules;
     preemptions = machine->bound;
-    if (!names_it(mutant, report_failure())) {
+    if (!names_it(mutant, report_failure(program))) {
         return false;
     }
     printf("# mutant | %s | %s | %llu | %d | %.2f s",
@@ -404,7 +404,7 @@ static void run_random(const ExploreCase *test, const Arguments *arguments)
            (unsigned long long)machine->schedules,
            (unsigned long long)arguments->seed);
     if (!ok) {
-        fputs(report_failure(), stdout);
+        fputs(report_failure(program), stdout);
     }
     tap(ok, "%s%s", test->name, "");
 }
@@ -415,7 +415,7 @@ static void run_one(const ExploreCase *test, const Arguments *arguments)
         printf("%s\n", test->name);
     } else if (arguments->replay) {
         search_replay(test, arguments->replay);
-        fputs(report_failure(), stdout);
+        fputs(report_failure(program), stdout);
         tap_failed += machine->failure[0] != '\0';
     } else if (arguments->strategy != STRATEGY_ALL) {
         run_random(test, arguments);

@@ -116,7 +116,7 @@ static void put_lines(const char *lines)
     }
 }
 
-const char *report_failure(void)
+const char *report_failure(const char *program)
 {
     Machine *m = machine;
     char *schedule = strdup(search_schedule());
@@ -129,10 +129,11 @@ const char *report_failure(void)
     machine_run();
     m->tracing = false;
     put_lines(m->failure);
-    fprintf(report, "# again: %s%s%s --replay '%s' %s\n",
-            explore_mutant ? "COAIO_MUTANT=" : "",
-            explore_mutant ? mutant_name(explore_mutant) : "",
-            explore_mutant ? " " : "", schedule, m->test->name);
+    fprintf(report, "# again: ");
+    if (explore_mutant) {
+        fprintf(report, "COAIO_MUTANT=%s ", mutant_name(explore_mutant));
+    }
+    fprintf(report, "%s --replay '%s' %s\n", program, schedule, m->test->name);
     fclose(report);
     free(schedule);
     return text;

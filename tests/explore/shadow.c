@@ -19,10 +19,11 @@
 #include <sys/mman.h>
 
 typedef struct Cell {
-    uint32_t run;    /* the rest is of this run */
-    uint8_t writer;  /* thread */
-    uint8_t written; /* which bytes: a mask; 0: none */
-    uint8_t freed;
+    uint32_t freed_in;     /* a run; in any other the memory is there */
+    uint32_t run;          /* what follows is of this one */
+    uint8_t freed_by;      /* thread */
+    uint8_t writer;        /* thread */
+    uint8_t written;       /* which bytes: a mask; 0: none */
     uint8_t read[THREADS]; /* which bytes each thread has read */
     int16_t write_clock;
     int16_t read_clock[THREADS];
@@ -57,12 +58,13 @@ static inline Cell *cell_at(uintptr_t address)
     return NULL;
 }
 
-static inline void renew(Cell *cell)
+static void renew(Cell *cell)
 {
-    if (cell->run != machine->run) {
-        memset(cell, 0, sizeof(*cell));
-        cell->run = machine->run;
-    }
+    cell->run = machine->run;
+    cell->written = 0;
+    memset(cell->read, 0, sizeof(cell->read));
+    memset(cell->read_clock, 0, sizeof(cell->read_clock));
+    memset(cell->atomic_clock, 0, sizeof(cell->atomic_clock));
 }
 
 static void fail_at(const char *kind, const char *what, uintptr_t address,
@@ -96,54 +98,82 @@ static void check_write(const Cell *cell, uint8_t mask, uintptr_t address,
     }
 }
 
-static void access_cell(Cell *cell, uint8_t mask, bool write, uintptr_t address,
-                        uintptr_t pc)
+static void write_cell(Cell *cell, uint8_t mask, uintptr_t address,
+                       uintptr_t pc)
 {
     unsigned me = machine->current;
     int16_t clock = self()->now.seen[me];
 
-    renew(cell);
-    if (cell->freed) {
-        fail_at("use after free", write ? "write to" : "read of", address,
-                cell->writer, pc);
+    if (cell->writer == me && cell->written == mask &&
+        cell->write_clock == clock) {
+        return; /* who has come in between has been told */
     }
-    if (machine->phase != PHASE_AT_ONCE) {
+    check_write(cell, mask, address, "write to", pc);
+    cell->writer = (uint8_t)me;
+    cell->written = mask;
+    cell->write_clock = clock;
+}
+
+static void read_cell(Cell *cell, uint8_t mask)
+{
+    unsigned me = machine->current;
+    int16_t clock = self()->now.seen[me];
+
+    if (cell->read_clock[me] != clock) {
+        cell->read_clock[me] = clock;
+        cell->read[me] = 0;
+    }
+    cell->read[me] |= mask;
+}
+
+static inline void access_cell(Cell *cell, uint8_t mask, bool write,
+                               uintptr_t address, uintptr_t pc)
+{
+    const Machine *m = machine;
+
+    if (cell->freed_in == m->run) {
+        fail_at("use after free", write ? "write to" : "read of", address,
+                cell->freed_by, pc);
+    }
+    if (m->phase != PHASE_AT_ONCE) {
         return;
+    }
+    if (cell->run != m->run) {
+        renew(cell);
     }
     if ((cell->written & mask) && !ordered(cell->writer, cell->write_clock)) {
         fail_at("data race", write ? "write to" : "read of", address,
                 cell->writer, pc);
     }
     if (write) {
-        check_write(cell, mask, address, "write to", pc);
-        cell->writer = (uint8_t)me;
-        cell->written = mask;
-        cell->write_clock = clock;
-    } else if (cell->read_clock[me] != clock || cell->read[me] != mask) {
-        bool same = cell->read_clock[me] == clock;
-
-        cell->read[me] = same ? cell->read[me] | mask : mask;
-        cell->read_clock[me] = clock;
+        write_cell(cell, mask, address, pc);
+    } else {
+        read_cell(cell, mask);
     }
 }
 
 void shadow_access(uintptr_t address, size_t size, bool write, uintptr_t pc)
 {
     uintptr_t end = address + size;
+    Cell *cell;
 
-    if (!machine || machine->phase == PHASE_OUTSIDE || !cell_at(address)) {
+    if (!machine || machine->phase == PHASE_OUTSIDE) {
+        return;
+    }
+    cell = cell_at(address);
+    if (!cell) {
         return;
     }
     if (write) {
         arena_note_write(address);
     }
-    while (address < end) {
+    for (; address < end; cell++) {
         uintptr_t next = (address & ~(uintptr_t)3) + 4;
         unsigned first = address & 3;
         unsigned last = next <= end ? 4 : (unsigned)(end & 3);
-        uint8_t mask = (uint8_t)((1u << last) - (1u << first));
 
-        access_cell(cell_at(address), mask, write, address, pc);
+        access_cell(cell, (uint8_t)((1u << last) - (1u << first)), write,
+                    address, pc);
         address = next;
     }
 }
@@ -156,13 +186,20 @@ void shadow_access_atomic(uintptr_t address)
     if (!cell) {
         return;
     }
-    renew(cell);
-    if (cell->freed) {
-        fail_at("use after free", "atomic access to", address, cell->writer, 0);
+    if (cell->freed_in == machine->run) {
+        fail_at("use after free", "atomic access to", address, cell->freed_by,
+                0);
+    }
+    if (machine->phase != PHASE_AT_ONCE) {
+        return;
+    }
+    if (cell->run != machine->run) {
+        renew(cell);
     }
     cell->atomic_clock[machine->current] = self()->now.seen[machine->current];
 }
 
+/* Whether all accesses come before now; if not, *other is whose does not. */
 static bool all_before(const Cell *cell, unsigned *other)
 {
     for (unsigned t = 0; t < machine->threads; t++) {
@@ -179,27 +216,25 @@ static bool all_before(const Cell *cell, unsigned *other)
 /* Freeing conflicts with every access that is not ordered before it. */
 void shadow_free(uintptr_t address, size_t size, uintptr_t pc)
 {
+    uintptr_t end = address + size;
     unsigned other;
 
-    for (uintptr_t a = address; a < address + size; a += 4) {
-        Cell *cell = cell_at(a);
-
-        renew(cell);
-        if (machine->phase == PHASE_AT_ONCE && !all_before(cell, &other)) {
-            fail_at("use after free", "free of", a, other, pc);
+    for (Cell *cell = cell_at(address); address < end; cell++, address += 4) {
+        if (cell->run == machine->run && !all_before(cell, &other)) {
+            fail_at("use after free", "free of", address, other, pc);
         }
-        cell->freed = 1;
-        cell->writer = (uint8_t)machine->current;
+        cell->freed_in = machine->run;
+        cell->freed_by = (uint8_t)machine->current;
     }
 }
 
 void shadow_renew(uintptr_t address, size_t size)
 {
-    for (uintptr_t a = address; a < address + size; a += 4) {
-        Cell *cell = cell_at(a);
+    uintptr_t end = address + size;
 
-        memset(cell, 0, sizeof(*cell));
-        cell->run = machine->run;
+    for (Cell *cell = cell_at(address); address < end; cell++, address += 4) {
+        cell->freed_in = 0;
+        cell->run = 0;
     }
 }
 
