@@ -55,7 +55,10 @@ static COLD void wake_sleeper(AioContext *ctx)
     uint32_t sleeping = WAKE_SLEEPING;
 
     if (cas_relaxed(&ctx->wake, &sleeping, WAKE_NOTIFIED)) {
+        MARK("notify: the event is set");
         os_event_set(ctx->event);
+    } else {
+        MARK("notify: somebody else was first");
     }
 }
 
@@ -71,6 +74,8 @@ void context_notify_posted(AioContext *ctx)
     }
     if (load_relaxed(&ctx->wake) == WAKE_SLEEPING) {
         wake_sleeper(ctx);
+    } else {
+        MARK("notify: the system call is saved");
     }
 }
 
@@ -110,7 +115,14 @@ void aio_notify(AioContext *ctx)
 {
     os_check_fork("aio_notify");
     /* [notify/C] pairs with [notify/D] in notify_requested(). */
+    if (MUTANT(NOTIFY_RELAXED)) {
+        if (xchg_relaxed(&ctx->wake, WAKE_NOTIFIED) == WAKE_SLEEPING) {
+            os_event_set(ctx->event);
+        }
+        return;
+    }
     if (xchg_acq_rel(&ctx->wake, WAKE_NOTIFIED) == WAKE_SLEEPING) {
+        MARK("notify: a call without a post sets the event");
         os_event_set(ctx->event);
     }
     fence_seq_cst_after_rmw();
@@ -130,7 +142,14 @@ bool notify_prepare_sleep(AioContext *ctx, bool saw_idle)
 {
     uint32_t awake = WAKE_AWAKE;
 
+    if (MUTANT(NOTIFY_CLEAR_LATE)) {
+        notify_requested(ctx); /* what the last pass has left */
+    }
+    if (MUTANT(NOTIFY_DISPATCHING) && ctx->depth > 1) {
+        return !post_pending(&ctx->posted); /* a pass is on: we are awake */
+    }
     if (!cas_relaxed(&ctx->wake, &awake, WAKE_SLEEPING)) {
+        MARK("notify: a request keeps it from sleeping");
         notify_requested(ctx);
         return false;
     }
@@ -143,6 +162,7 @@ bool notify_prepare_sleep(AioContext *ctx, bool saw_idle)
     }
     if (post_pending(&ctx->posted) || load_relaxed(&ctx->hurry) ||
         (!saw_idle && post_pending(&ctx->idle))) {
+        MARK("notify: it finds a post on its way to sleep");
         notify_woken(ctx);
         return false;
     }
@@ -151,5 +171,7 @@ bool notify_prepare_sleep(AioContext *ctx, bool saw_idle)
 
 void notify_woken(AioContext *ctx)
 {
-    notify_requested(ctx);
+    if (!MUTANT(NOTIFY_CLEAR_LATE)) {
+        notify_requested(ctx);
+    }
 }

@@ -256,6 +256,9 @@ bool aio_poll(AioContext *ctx, bool blocking)
     }
     ctx->depth++;
     timeout_ns = blocking ? context_prepare(ctx) : 0;
+    if (MUTANT(NOTIFY_NONBLOCKING_EATS) && !blocking) {
+        store_relaxed(&ctx->wake, WAKE_AWAKE);
+    }
     if (timeout_ns == 0) {
         look(ctx, blocking);
     } else {
