@@ -9,7 +9,7 @@ JOBS ?= $(shell nproc)
 IMAGE ?=
 export PREFIX DESTDIR IMAGE SOCKET TCP JOBS
 
-.PHONY: build serve test test-quick test-matrix bench install format clean help
+.PHONY: build serve test test-quick test-matrix explore bench install format clean help
 
 build: ## build the library and coaio-nbd (default)
 	@scripts/install-deps build
@@ -28,6 +28,9 @@ test-quick: ## the quick tests on one engine (COAIO_ENGINE=epoll|poll)
 
 test-matrix: ## everything with everything, Valgrind included; takes hours
 	@scripts/test matrix
+
+explore: ## every schedule of the core up to BOUND=2 preemptions
+	@scripts/explore $(BOUND)
 
 bench: ## compare with the rivals; writes build/bench/results.json
 	@scripts/install-deps build bench
