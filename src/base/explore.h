@@ -16,13 +16,15 @@
 
 #ifdef COAIO_EXPLORE
 
-#define MUTANTS(each)                                                       \
-    each(NOTIFY_CLEAR_LATE, "notify-clear-late") each(NOTIFY_DISPATCHING,   \
-                                                      "notify-dispatching") \
-        each(NOTIFY_NONBLOCKING_EATS, "notify-nonblocking-eats")            \
-            each(NOTIFY_RELAXED, "notify-relaxed")                          \
-                each(NOTIFY_NO_FENCE_POLLER, "notify-no-fence-poller")      \
-                    each(NOTIFY_NO_FENCE_NOTIFIER, "notify-no-fence-notifier")
+/* clang-format off */
+#define MUTANTS(each)                                                         \
+    each(NOTIFY_CLEAR_LATE, "notify-clear-late")                              \
+    each(NOTIFY_DISPATCHING, "notify-dispatching")                            \
+    each(NOTIFY_NONBLOCKING_EATS, "notify-nonblocking-eats")                  \
+    each(NOTIFY_NO_FENCE_NOTIFIER, "notify-no-fence-notifier")                \
+    each(NOTIFY_NO_FENCE_POLLER, "notify-no-fence-poller")                    \
+    each(NOTIFY_RELAXED, "notify-relaxed")
+/* clang-format on */
 
 #define MUTANT_OF(name, text) MUTANT_##name,
 

@@ -224,15 +224,16 @@ static void fail_stuck(void)
 static unsigned list_others(unsigned *others, bool spinning)
 {
     Machine *m = machine;
+    unsigned t = m->current;
     unsigned n = 0;
 
-    for (unsigned i = 1; i <= m->threads; i++) {
-        unsigned t = (m->current + i) % m->threads;
-        const Thread *thread = &m->thread[t];
+    for (unsigned i = 1; i < m->threads; i++) {
+        const Thread *thread;
 
-        if (t != m->current &&
-            ((is_ready(thread) && thread->spins == spinning) ||
-             (!spinning && may_time_out(thread)))) {
+        t = t + 1 < m->threads ? t + 1 : 0;
+        thread = &m->thread[t];
+        if ((is_ready(thread) && thread->spins == spinning) ||
+            (!spinning && may_time_out(thread))) {
             others[n++] = t;
         }
     }

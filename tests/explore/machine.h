@@ -42,7 +42,7 @@ typedef struct View {
 typedef struct Message {
     uint64_t value;
     struct Message *before; /* the one that this has replaced */
-    const int16_t *view;    /* view_length numbers; those that follow are 0 */
+    int16_t *view;          /* view_length numbers; those that follow are 0 */
     int16_t view_length;
     int16_t number;
 } Message;

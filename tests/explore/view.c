@@ -224,6 +224,7 @@ static int16_t index_of(Location *location)
 
 /* --- messages -------------------------------------------------------------*/
 
+/* With a copy of a view, which the caller may add to; or NULL. */
 static Message *append(Location *location, uint64_t value, const View *view)
 {
     Message *message = take(sizeof(*message));
@@ -392,15 +393,15 @@ static void put(Location *location, volatile void *p, unsigned size,
                 uint64_t value, ExOrder order, const Message *replaced)
 {
     Thread *thread = self();
-    View view = releases(order) ? thread->now : thread->released;
     Message *message;
 
-    if (replaced) {
-        join_message(&view, replaced);
-    }
     write_memory(p, size, value);
-    message = append(location, cut(value, size), &view);
-    ((int16_t *)(uintptr_t)message->view)[location->index] = message->number;
+    message = append(location, cut(value, size),
+                     releases(order) ? &thread->now : &thread->released);
+    if (replaced) {
+        join(message->view, replaced->view, replaced->view_length);
+    }
+    message->view[location->index] = message->number;
     thread->now.seen[location->index] = message->number;
     tick(thread);
 }
