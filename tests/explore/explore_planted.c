@@ -7,7 +7,7 @@
 #include "os/memory.h"
 #include "os/thread.h"
 
-#include <stddef.h>
+#include <string.h>
 
 static OsMutex first, second;
 static OsCond cond;
@@ -173,6 +173,39 @@ static void read_plain(void)
 EXPLORE(data_race, .threads = {write_plain, read_too_early},
         .fails = "data race: read of")
 EXPLORE(no_data_race, .threads = {write_plain, read_plain})
+
+/* What others use as an atomic is made anew by plain stores. */
+static void write_over_an_atomic(void)
+{
+    explore_begin();
+    word = 0;
+    explore_end();
+}
+
+EXPLORE(an_atomic_written_plainly, .threads = {only_look, write_over_an_atomic},
+        .fails = "data race: write to")
+
+static uint32_t many[4];
+
+static void clear_many(void)
+{
+    explore_begin();
+    memset(many, 0, sizeof(many));
+    explore_end();
+}
+
+static void copy_many(void)
+{
+    uint32_t copy[4];
+
+    explore_begin();
+    memcpy(copy, many, sizeof(copy));
+    CHECK_EQ(copy[3], 0);
+    explore_end();
+}
+
+EXPLORE(data_race_of_memory, .threads = {clear_many, copy_many},
+        .fails = "data race")
 
 /* --- memory ---------------------------------------------------------------*/
 

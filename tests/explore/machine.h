@@ -221,7 +221,8 @@ Location *location_use(const void *address, bool write);
 /* Take over what the last holder of a lock knew; hand on what I know. */
 void location_acquire(Location *location);
 void location_release(Location *location);
-/* The memory is gone, or new. */
+/* The memory is new, or was written to plainly: what it was before cannot be
+ * read any more. */
 void location_forget(const void *address, size_t size);
 /* Numbers of the hot locations, for replays: add one; or name them all. */
 void location_make_hot(uintptr_t address);
@@ -234,7 +235,7 @@ void shadow_init(void);
 /* A plain access of the current thread; pc is where. */
 void shadow_access(uintptr_t address, size_t size, bool write, uintptr_t pc);
 /* An atomic one, or of a lock: the memory must be there. */
-void shadow_access_atomic(uintptr_t address);
+void shadow_access_atomic(uintptr_t address, size_t size);
 void shadow_free(uintptr_t address, size_t size, uintptr_t pc);
 void shadow_renew(uintptr_t address, size_t size);
 

@@ -91,9 +91,15 @@ void view_reset(void)
 
 /* --- locations ------------------------------------------------------------*/
 
+/* Where to look first; the same for all bytes of a word. */
+static size_t slot_of(uintptr_t address)
+{
+    return (address >> 2) * 0x9e3779b97f4a7c15u >> 51;
+}
+
 static Location *location_at(uintptr_t address)
 {
-    size_t i = (address >> 2) * 0x9e3779b97f4a7c15u >> 51;
+    size_t i = slot_of(address);
 
     while (table[i].address != address) {
         if (table[i].address == 0) {
@@ -250,7 +256,8 @@ static void settle(Location *location, const volatile void *p, unsigned size)
     uint64_t value = read_memory(p, size);
 
     index_of(location);
-    if (!location->newest || location->newest->value != value) {
+    if (!location->newest || location->newest->value != value ||
+        location->oldest > location->newest->number) {
         location->oldest = append(location, value, NULL)->number;
     }
 }
@@ -260,12 +267,13 @@ void location_forget(const void *address, size_t size)
     uintptr_t begin = (uintptr_t)address;
 
     for (uintptr_t a = begin; a < begin + size; a += 4) {
-        size_t i = (a >> 2) * 0x9e3779b97f4a7c15u >> 51;
+        for (size_t i = slot_of(a); table[i].address;
+             i = (i + 1) % TABLE_SIZE) {
+            Location *location = &table[i];
 
-        for (; table[i].address; i = (i + 1) % TABLE_SIZE) {
-            if (table[i].address == a && table[i].run == machine->run &&
-                table[i].newest) {
-                table[i].oldest = table[i].newest->number;
+            if (location->address - a < 4 && location->run == machine->run &&
+                location->newest) {
+                location->oldest = location->newest->number + 1;
             }
         }
     }
@@ -320,10 +328,10 @@ static bool releases(ExOrder order)
 }
 
 /* A scheduling point at p, which must be there. */
-static void step_at(const volatile void *p)
+static void step_at(const volatile void *p, unsigned size)
 {
     machine_step();
-    shadow_access_atomic((uintptr_t)p);
+    shadow_access_atomic((uintptr_t)p, size);
 }
 
 /* The message that this load reads. */
@@ -370,10 +378,10 @@ uint64_t ex_load(const volatile void *p, unsigned size, ExOrder order,
     at(site);
     location = location_use((const void *)(uintptr_t)p, false);
     if (!location) {
-        shadow_access_atomic((uintptr_t)p);
+        shadow_access_atomic((uintptr_t)p, size);
         return read_memory(p, size);
     }
-    step_at(p);
+    step_at(p, size);
     settle(location, p, size);
     message = pick(location);
     see(self(), location, message, order);
@@ -418,11 +426,11 @@ void ex_store(volatile void *p, unsigned size, uint64_t value, ExOrder order,
     at(site);
     location = location_use((const void *)(uintptr_t)p, true);
     if (!location) {
-        shadow_access_atomic((uintptr_t)p);
+        shadow_access_atomic((uintptr_t)p, size);
         write_memory(p, size, value);
         return;
     }
-    step_at(p);
+    step_at(p, size);
     settle(location, p, size);
     put(location, p, size, value, order, NULL);
     if (machine->tracing) {
@@ -464,12 +472,12 @@ uint64_t ex_rmw(volatile void *p, unsigned size, ExOp op, uint64_t operand,
     at(site);
     location = location_use((const void *)(uintptr_t)p, true);
     if (!location) {
-        shadow_access_atomic((uintptr_t)p);
+        shadow_access_atomic((uintptr_t)p, size);
         before = read_memory(p, size);
         write_memory(p, size, apply(op, before, operand));
         return before;
     }
-    step_at(p);
+    step_at(p, size);
     settle(location, p, size);
     replaced = location->newest;
     before = replaced->value;
@@ -509,10 +517,10 @@ bool ex_cas(volatile void *p, unsigned size, void *expected, uint64_t value,
     at(site);
     location = location_use((const void *)(uintptr_t)p, true);
     if (!location) {
-        shadow_access_atomic((uintptr_t)p);
+        shadow_access_atomic((uintptr_t)p, size);
         return cas_in_turn(p, size, expected, value);
     }
-    step_at(p);
+    step_at(p, size);
     settle(location, p, size);
     replaced = location->newest;
     swapped = replaced->value == read_memory(expected, size);

@@ -129,11 +129,11 @@ static void lock(Lock *lock, const char *why)
     Location *location;
     char place[256];
 
-    shadow_access_atomic((uintptr_t)lock);
+    shadow_access_atomic((uintptr_t)lock, 4);
     location = at_once() ? location_use(lock, true) : NULL;
     if (location) {
         machine_step();
-        shadow_access_atomic((uintptr_t)lock);
+        shadow_access_atomic((uintptr_t)lock, 4);
     }
     if (lock->holder == machine->current + 1) {
         report_thread(self(), place, sizeof(place));
@@ -142,7 +142,7 @@ static void lock(Lock *lock, const char *why)
     }
     while (lock->holder != 0) {
         machine_block_for(lock->holder - 1, lock, why);
-        shadow_access_atomic((uintptr_t)lock);
+        shadow_access_atomic((uintptr_t)lock, 4);
     }
     lock->holder = machine->current + 1;
     arena_note_write((uintptr_t)lock);
@@ -158,7 +158,7 @@ static void unlock(Lock *lock)
 {
     Location *location;
 
-    shadow_access_atomic((uintptr_t)lock);
+    shadow_access_atomic((uintptr_t)lock, 4);
     if (lock->holder != machine->current + 1) {
         explore_fail("failed check", "a lock is unlocked by a stranger");
     }
@@ -180,7 +180,7 @@ void os_mutex_init(OsMutex *mutex)
 
 void os_mutex_destroy(OsMutex *mutex)
 {
-    shadow_access_atomic((uintptr_t)mutex);
+    shadow_access_atomic((uintptr_t)mutex, 4);
     if (((Lock *)mutex)->holder != 0) {
         explore_fail("failed check", "a lock is destroyed while it is held");
     }
@@ -260,7 +260,7 @@ void os_futex_wait(uint32_t *word, uint32_t expected, int64_t timeout_ns)
 {
     AT_CALL("futex wait");
     machine_step();
-    shadow_access_atomic((uintptr_t)word);
+    shadow_access_atomic((uintptr_t)word, 4);
     if (machine->tracing) {
         trace("futex wait", "%u, expected %u", *(volatile uint32_t *)word,
               expected);
