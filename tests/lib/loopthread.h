@@ -173,10 +173,21 @@ static inline void loop_nothing(void *arg)
     (void)arg;
 }
 
-/* Return when what had been posted to ctx before has run. */
+/*
+ * Return when what had been posted to ctx before has run.  The pass may go on:
+ * it runs idle bottom halves last, and frees those that were deleted.
+ */
 static inline void loop_flush(AioContext *ctx)
 {
     loop_call(ctx, loop_nothing, NULL);
+}
+
+/* Return when the pass has ended that ran what had been posted before, and
+ * idle bottom halves with it.  What is posted now runs in a later one. */
+static inline void loop_finish_pass(AioContext *ctx)
+{
+    loop_flush(ctx);
+    loop_flush(ctx);
 }
 
 #endif
