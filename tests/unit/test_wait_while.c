@@ -92,16 +92,35 @@ TEST(the_home_thread_waits_for_its_own_context)
     aio_context_unref(own);
 }
 
+typedef struct Hold {
+    sem_t held;
+    sem_t release;
+} Hold;
+
+static void hold(void *opaque)
+{
+    Hold *gates = opaque;
+
+    gate_open(&gates->held);
+    gate_pass(&gates->release);
+}
+
+/* The loop is held meanwhile: calls are counted, and it would go to sleep. */
 TEST(one_that_need_not_wait_does_not)
 {
     uint64_t before;
+    Hold gates;
 
+    gate_init(&gates.held);
+    gate_init(&gates.release);
     loop_thread_start(&loop, "loop");
-    loop_flush(loop.ctx);
+    aio_bh_schedule_oneshot(loop.ctx, hold, &gates);
+    gate_pass(&gates.held);
     before = os_counter(OS_COUNT_SYSCALLS);
     aio_wait_while(loop.ctx, false);
     aio_wait_while(NULL, false);
     CHECK_EQ(os_counter(OS_COUNT_SYSCALLS), before);
+    gate_open(&gates.release);
     loop_thread_stop(&loop);
 }
 
