@@ -42,10 +42,19 @@ static inline void annotate_leave(OsThread *thread, Coroutine *from,
         to ? to->stack_size : thread->leader_size);
 #endif
 #if COAIO_TSAN
+    OsSignals before;
+
     if (!from) {
         thread->leader_fiber = __tsan_get_current_fiber();
     }
+    /*
+     * TSan puts signals off until the fiber that they interrupted calls it
+     * again.  Left behind with this one, they would wait until it goes on,
+     * and a loop would sleep over what their handlers schedule.
+     */
+    os_signals_hold(&before);
     __tsan_switch_to_fiber(to ? to->fiber : thread->leader_fiber, 0);
+    os_signals_release(&before);
 #endif
 }
 

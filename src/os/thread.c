@@ -157,6 +157,24 @@ void os_misuse_forked(const char *call)
            call);
 }
 
+#if COAIO_TSAN
+
+void os_signals_hold(OsSignals *before)
+{
+    sigset_t all;
+
+    sigfillset(&all);
+    /* On the way out of it TSan runs what it has put off. */
+    pthread_sigmask(SIG_SETMASK, &all, &before->mask);
+}
+
+void os_signals_release(const OsSignals *before)
+{
+    pthread_sigmask(SIG_SETMASK, &before->mask, NULL);
+}
+
+#endif
+
 void os_thread_stack_bounds(const void **bottom, size_t *size)
 {
     pthread_attr_t attr;

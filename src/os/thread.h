@@ -17,6 +17,7 @@
 #include "os/self.h"
 
 #include <pthread.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -78,6 +79,17 @@ static inline void os_check_fork(const char *call)
         os_misuse_forked(call);
     }
 }
+
+#if COAIO_TSAN
+typedef struct OsSignals {
+    sigset_t mask;
+} OsSignals;
+
+/* Let no signal interrupt this thread, when the handlers of those that have,
+ * and that TSan has put off, have run; and let them come again. */
+void os_signals_hold(OsSignals *before);
+void os_signals_release(const OsSignals *before);
+#endif
 
 /* Where the calling thread's own stack lies. */
 void os_thread_stack_bounds(const void **bottom, size_t *size);

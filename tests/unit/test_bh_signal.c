@@ -14,6 +14,7 @@
 
 #include <coaio/bh.h>
 #include <coaio/context.h>
+#include <coaio/coroutine.h>
 #include <errno.h>
 #include <sched.h>
 #include <signal.h>
@@ -133,6 +134,36 @@ TEST(a_handler_wakes_the_thread_that_it_interrupts)
         aio_poll(ctx, true);
     }
     bare_thread_join(&sender.thread);
+    CHECK(load_relaxed(&handled) > 0);
+    end();
+}
+
+static void yield_until(void *opaque)
+{
+    while (!*(bool *)opaque) {
+        coroutine_yield();
+    }
+}
+
+/* The same where a signal finds it in a coroutine, or in a switch. */
+TEST(a_handler_wakes_the_thread_whose_coroutine_it_interrupts)
+{
+    Sender sender = {.wait_for_each = true};
+    bool enough = false;
+    Coroutine *co;
+
+    begin();
+    co = coroutine_create(yield_until, &enough);
+    start_sending(&sender, 5000);
+    for (unsigned round = 0; !load_acquire(&sender.done); round++) {
+        for (unsigned i = 0; i < round % 64; i++) {
+            coroutine_enter(co);
+        }
+        aio_poll(ctx, true);
+    }
+    bare_thread_join(&sender.thread);
+    enough = true;
+    coroutine_enter(co);
     CHECK(load_relaxed(&handled) > 0);
     end();
 }
