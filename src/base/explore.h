@@ -23,7 +23,10 @@
     each(NOTIFY_NONBLOCKING_EATS, "notify-nonblocking-eats")                  \
     each(NOTIFY_NO_FENCE_NOTIFIER, "notify-no-fence-notifier")                \
     each(NOTIFY_NO_FENCE_POLLER, "notify-no-fence-poller")                    \
-    each(NOTIFY_RELAXED, "notify-relaxed")
+    each(NOTIFY_RELAXED, "notify-relaxed")                                    \
+    each(POST_PUSH_RELAXED, "post-push-relaxed")                              \
+    each(POST_TAKE_PLAIN, "post-take-plain")                                  \
+    each(POST_TAKE_TWICE, "post-take-twice")
 /* clang-format on */
 
 #define MUTANT_OF(name, text) MUTANT_##name,

@@ -20,6 +20,7 @@
 #define COAIO_BASE_POST_H
 
 #include "base/atomic.h"
+#include "base/explore.h"
 #include "base/list.h"
 
 struct Post;
@@ -28,22 +29,33 @@ struct Post;
 typedef void PostFunc(void *owner, struct Post *post);
 
 typedef struct Post {
-    FifoNode node;  /* valid while pushed or in a ready list */
-    PostFunc *run;  /* set before the push */
+    FifoNode node; /* valid while pushed or in a ready list */
+    PostFunc *run; /* set before the push */
 } Post;
 
 typedef struct PostList {
     FifoNode *head; /* atomic; the newest, or NULL */
 } PostList;
 
+static inline bool post_try_push(PostList *list, FifoNode **head,
+                                 FifoNode *node)
+{
+    if (MUTANT(POST_PUSH_RELAXED)) {
+        return cas_relaxed(&list->head, head, node);
+    }
+    /* [post/A] pairs with [post/B] in post_take_all(). */
+    return cas_release(&list->head, head, node);
+}
+
 static inline void post_push(PostList *list, Post *post)
 {
     FifoNode *head = load_relaxed(&list->head);
 
-    do {
+    post->node.next = head;
+    while (!post_try_push(list, &head, &post->node)) {
+        MARK("post: another push came first");
         post->node.next = head;
-        /* [post/A] pairs with [post/B] in post_take_all(). */
-    } while (!cas_release(&list->head, &head, &post->node));
+    }
 }
 
 /* Whether something is there: a hint, unless a protocol makes it more. */
@@ -61,9 +73,15 @@ static inline void post_take_all(PostList *list, Fifo *fifo)
         return;
     }
     /* [post/B] pairs with [post/A] in post_push(). */
-    node = xchg_acquire(&list->head, NULL);
-    if (unlikely(!node)) {
-        return; /* another has taken them since we looked */
+    if (MUTANT(POST_TAKE_PLAIN)) {
+        node = load_acquire(&list->head);
+        store_relaxed(&list->head, NULL);
+    } else {
+        node = xchg_acquire(&list->head, NULL);
+    }
+    if (unlikely(!node) && !MUTANT(POST_TAKE_TWICE)) {
+        MARK("post: another has taken all");
+        return; /* since we looked */
     }
     last = node;
     for (; node; node = next) {
