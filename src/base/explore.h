@@ -18,6 +18,16 @@
 
 /* clang-format off */
 #define MUTANTS(each)                                                         \
+    each(BH_CANCEL_PLAIN, "bh-cancel-plain")                                  \
+    each(BH_CLEAR_PLAIN, "bh-clear-plain")                                    \
+    each(BH_CONTEXT_AFTER_PUBLISH, "bh-context-after-publish")                \
+    each(BH_EARLY_RETURN, "bh-early-return")                                  \
+    each(BH_FREED_TWICE, "bh-freed-twice")                                    \
+    each(BH_HURRY_MISSED, "bh-hurry-missed")                                  \
+    each(BH_HURRY_NO_FENCE, "bh-hurry-no-fence")                              \
+    each(BH_HURRY_QUIET, "bh-hurry-quiet")                                    \
+    each(BH_HURRY_UNPINNED, "bh-hurry-unpinned")                              \
+    each(BH_RUN_READS_LATE, "bh-run-reads-late")                              \
     each(NOTIFY_CLEAR_LATE, "notify-clear-late")                              \
     each(NOTIFY_DISPATCHING, "notify-dispatching")                            \
     each(NOTIFY_NONBLOCKING_EATS, "notify-nonblocking-eats")                  \

@@ -26,7 +26,24 @@
  *   half QUEUED already and pushed nothing.
  *   A plain test of the flag before, or a plain store when clearing, loses the
  *   wake-up of the one who comes in between.
+ *
+ *   [hurry] is store-buffering order between the idle list and `hurry`.  Who
+ *   finds an idle bottom half QUEUED, and makes it urgent, cannot know whether
+ *   it has been pushed yet; so who pushes it looks whether somebody was in a
+ *   hurry meanwhile, and says so again.
+ *
+ *       schedules it idle               home thread
+ *       before = hurry                  looks at hurry: it has changed
+ *       QUEUED                          fence                            B
+ *       push                            takes the idle list
+ *       fence                  A
+ *       if (hurry != before) hurry++
+ *
+ *   With both fences either the home thread finds it in the list, or who
+ *   pushes finds that hurry has changed.  He who was in a hurry changed it
+ *   after he had seen QUEUED, thus after `before` was read.
  */
+#include "base/explore.h"
 #include "loop/context.h"
 
 #include "os/memory.h"
@@ -60,6 +77,18 @@ typedef struct OneShot {
 _Static_assert(sizeof(OneShot) <= sizeof(AioBHStorage),
                "AioBHStorage is too small");
 
+/* [bh/B] pairs with [bh/A] in bh_set().  Returns the flags before. */
+static inline uint32_t bh_clear(AioBH *bh, uint32_t flags)
+{
+    if (MUTANT(BH_CLEAR_PLAIN)) {
+        uint32_t old = load_acquire(&bh->flags);
+
+        store_release(&bh->flags, old & ~flags);
+        return old;
+    }
+    return fetch_and_acq_rel(&bh->flags, ~flags);
+}
+
 static void run_bh(void *owner, Post *post)
 {
     AioBH *bh = container_of(post, AioBH, post);
@@ -68,20 +97,24 @@ static void run_bh(void *owner, Post *post)
     void *opaque = bh->opaque;
     uint32_t flags;
 
-    /* [bh/B] pairs with [bh/A] in bh_post().  What is needed of bh was read
-     * before: see INVARIANTS 2. */
-    flags = fetch_and_acq_rel(&bh->flags,
-                              ~(uint32_t)(BH_QUEUED | BH_SCHEDULED | BH_IDLE));
+    /* What is needed of bh was read before: see INVARIANTS 2. */
+    flags = bh_clear(bh, BH_QUEUED | BH_SCHEDULED | BH_IDLE);
     invariant(flags & BH_QUEUED); /* INVARIANTS 1 */
     if (flags & BH_DELETED) {
+        MARK("bh: the home thread frees it");
         os_free(bh);
         return;
+    }
+    if (MUTANT(BH_RUN_READS_LATE)) {
+        opaque = bh->opaque;
     }
     if (flags & BH_SCHEDULED) {
         ctx->ran++;
     }
     if (flags & (BH_SCHEDULED | BH_IDLE)) {
         cb(opaque);
+    } else {
+        MARK("bh: it was cancelled in its place");
     }
 }
 
@@ -115,16 +148,31 @@ AioBH *aio_bh_new_main(AioBHFunc *cb, void *opaque)
     return aio_bh_new(ctx, cb, opaque);
 }
 
+/* [bh/A] pairs with [bh/B] in bh_clear().  Returns the flags before. */
+static inline uint32_t bh_set(AioBH *bh, uint32_t flags)
+{
+    if (MUTANT(BH_EARLY_RETURN)) {
+        uint32_t old = load_relaxed(&bh->flags);
+
+        if ((old & flags) == flags) {
+            return old;
+        }
+    }
+    return fetch_or_acq_rel(&bh->flags, flags);
+}
+
 /*
- * [bh/A] Set flag, and hand bh to its home unless it is there already.  Pairs
- * with [bh/B] in run_bh().  Afterwards bh may be gone, and ctx, too, unless
- * the caller has pinned it.  Returns the flags before.
+ * Set flag, and hand bh to its home unless it is there already.  Afterwards bh
+ * may be gone, and ctx, too, unless the caller has pinned it.  Returns the
+ * flags before.
  */
 static inline uint32_t bh_post(AioBH *bh, AioContext *ctx, uint32_t flag)
 {
-    uint32_t old = fetch_or_acq_rel(&bh->flags, BH_QUEUED | flag);
+    uint32_t old = bh_set(bh, BH_QUEUED | flag);
 
-    if (!(old & BH_QUEUED)) {
+    if (old & BH_QUEUED) {
+        MARK("bh: it is on its way already");
+    } else {
         if (flag == BH_IDLE) {
             context_post_idle(ctx, &bh->post);
         } else {
@@ -140,14 +188,18 @@ static inline uint32_t bh_post(AioBH *bh, AioContext *ctx, uint32_t flag)
  */
 static COLD void hurry(AioContext *ctx)
 {
-    xchg_release(&ctx->hurry, 1);
-    context_notify_posted(ctx);
+    MARK("bh: an idle one is hurried");
+    fetch_add_release(&ctx->hurry, 1u);
+    if (!MUTANT(BH_HURRY_QUIET)) {
+        context_notify_posted(ctx);
+    }
 }
 
 void aio_bh_schedule(AioBH *bh)
 {
     AioContext *ctx = bh->ctx;
-    bool away = !context_is_home(ctx, os_thread());
+    bool away = !context_is_home(ctx, os_thread()) &&
+                !MUTANT(BH_HURRY_UNPINNED);
 
     os_check_fork("aio_bh_schedule");
     if (away) {
@@ -158,19 +210,42 @@ void aio_bh_schedule(AioBH *bh)
         hurry(ctx);
     }
     if (away) {
-        context_unpin(ctx);
+        context_unpin(MUTANT(BH_CONTEXT_AFTER_PUBLISH) ? bh->ctx : ctx);
     }
 }
 
 void aio_bh_schedule_idle(AioBH *bh)
 {
+    AioContext *ctx = bh->ctx;
+    bool away = !context_is_home(ctx, os_thread());
+    uint32_t hurry_before;
+
     os_check_fork("aio_bh_schedule_idle");
-    bh_post(bh, bh->ctx, BH_IDLE);
+    if (away) {
+        context_pin(ctx);
+    }
+    hurry_before = load_relaxed(&ctx->hurry);
+    bh_post(bh, ctx, BH_IDLE);
+    /* [hurry/A] is the fence of [notify/A], after the push.  Pairs with
+     * [hurry/B] in context_dispatch(). */
+    if (unlikely(load_relaxed(&ctx->hurry) != hurry_before) &&
+        !MUTANT(BH_HURRY_MISSED)) {
+        MARK("bh: it was hurried before it was pushed");
+        hurry(ctx);
+    }
+    if (away) {
+        context_unpin(ctx);
+    }
 }
 
 void aio_bh_cancel(AioBH *bh)
 {
     os_check_fork("aio_bh_cancel");
+    if (MUTANT(BH_CANCEL_PLAIN)) {
+        store_release(&bh->flags, load_acquire(&bh->flags) &
+                                      ~(uint32_t)(BH_SCHEDULED | BH_IDLE));
+        return;
+    }
     fetch_and_acq_rel(&bh->flags, ~(uint32_t)(BH_SCHEDULED | BH_IDLE));
 }
 
@@ -186,7 +261,7 @@ void aio_bh_delete(AioBH *bh)
     list_remove(&bh->link);
     os_mutex_unlock(&bh->ctx->lock);
     old = fetch_or_acq_rel(&bh->flags, BH_DELETED);
-    if (!(old & BH_QUEUED)) {
+    if (!(old & BH_QUEUED) || MUTANT(BH_FREED_TWICE)) {
         os_free(bh); /* INVARIANTS 3 */
     }
 }

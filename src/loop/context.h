@@ -51,7 +51,8 @@ struct AioContext {
     /* What other threads write to. */
     CACHE_ALIGNED PostList posted;
     PostList idle;           /* idle bottom halves */
-    uint32_t hurry;          /* atomic; 1: an idle one is urgent after all */
+    uint32_t hurry;          /* atomic; changes: an idle one is urgent after
+                                all; see [hurry] in loop/bh.c */
     uint32_t wake;           /* atomic; WAKE_... */
     unsigned long pins;      /* atomic; see REFERENCES */
 
@@ -59,6 +60,7 @@ struct AioContext {
     CACHE_ALIGNED Fifo ready; /* of Post.node: taken over, to run in this pass;
                                  empty between passes; when the thread has
                                  ended, lock's: what will never run */
+    uint32_t hurry_seen;     /* hurry, when idle was taken last */
     unsigned depth;          /* of nested passes */
     uint64_t ran;            /* callbacks and coroutines that made progress */
     unsigned skipped;        /* passes in a row that did not look at fds */
@@ -91,6 +93,12 @@ static inline bool context_is_home(const AioContext *ctx,
                                    const OsThread *thread)
 {
     return thread->context == ctx;
+}
+
+/* Whether some idle bottom half has become urgent.  Home thread. */
+static inline bool context_hurried(const AioContext *ctx)
+{
+    return load_relaxed(&ctx->hurry) != ctx->hurry_seen;
 }
 
 /* Drop the handle of the coroutines if there are none.  Home thread, or any

@@ -160,7 +160,7 @@ bool notify_prepare_sleep(AioContext *ctx, bool saw_idle)
     if (!MUTANT(NOTIFY_NO_FENCE_POLLER)) {
         fence_seq_cst_after_rmw();
     }
-    if (post_pending(&ctx->posted) || load_relaxed(&ctx->hurry) ||
+    if (post_pending(&ctx->posted) || context_hurried(ctx) ||
         (!saw_idle && post_pending(&ctx->idle))) {
         MARK("notify: it finds a post on its way to sleep");
         notify_woken(ctx);

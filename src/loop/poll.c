@@ -31,7 +31,7 @@
 static bool work_pending(const AioContext *ctx)
 {
     return ctx->ready.head || post_pending(&ctx->posted) ||
-           load_relaxed(&ctx->hurry) || fd_always_ready(ctx);
+           context_hurried(ctx) || fd_always_ready(ctx);
 }
 
 int64_t context_prepare(AioContext *ctx)
@@ -55,11 +55,19 @@ int64_t context_prepare(AioContext *ctx)
 bool context_dispatch(AioContext *ctx)
 {
     uint64_t before = ctx->ran;
+    uint32_t hurry = load_relaxed(&ctx->hurry);
     FifoNode *node;
 
-    if (load_relaxed(&ctx->hurry)) {
-        /* Acquire: what made it urgent is in the idle list. */
-        xchg_acquire(&ctx->hurry, 0);
+    if (hurry != ctx->hurry_seen) {
+        ctx->hurry_seen = hurry;
+        /*
+         * [hurry/B] What is urgent is in the idle list, or will be, and then
+         * hurry changes again.  Pairs with [hurry/A] in
+         * aio_bh_schedule_idle().
+         */
+        if (!MUTANT(BH_HURRY_NO_FENCE)) {
+            fence_seq_cst();
+        }
     }
     post_take_all(&ctx->posted, &ctx->ready);
     post_take_all(&ctx->idle, &ctx->ready);
@@ -103,7 +111,7 @@ static bool busy_poll(AioContext *ctx, int64_t start, int64_t timeout_ns)
     }
     do {
         for (unsigned turn = 0; turn < BUSY_TURNS; turn++) {
-            if (post_pending(&ctx->posted) || load_relaxed(&ctx->hurry) ||
+            if (post_pending(&ctx->posted) || context_hurried(ctx) ||
                 (!saw_idle && post_pending(&ctx->idle)) ||
                 load_relaxed(&ctx->wake) != WAKE_AWAKE) {
                 return true;

@@ -74,8 +74,8 @@ static void check_two(void)
     CHECK_EQ(items[1].taken, 1);
 }
 
-/* Who takes finds the node's own fields first, so that is the race; the values
- * are looked at in one_pusher_one_taker. */
+/* A push without release is a race for the node's own fields, which shows even
+ * where nobody reads old values. */
 EXPLORE(
     two_pushers_two_takers,
     .threads = {take_once, take_once, push_first, push_second},
