@@ -7,9 +7,11 @@ DESTDIR ?=
 BUILD ?= build/release
 JOBS ?= $(shell nproc)
 IMAGE ?=
+SECONDS ?= 600
 export PREFIX DESTDIR IMAGE SOCKET TCP JOBS
 
-.PHONY: build serve test test-quick test-matrix explore bench install format clean help
+.PHONY: build serve test test-quick test-matrix explore soak bench install
+.PHONY: format clean help
 
 build: ## build the library and coaio-nbd (default)
 	@scripts/install-deps build
@@ -31,6 +33,13 @@ test-matrix: ## everything with everything, Valgrind included; takes hours
 
 explore: ## every schedule of the core up to BOUND=2 preemptions
 	@scripts/explore $(BOUND)
+
+soak: ## the threaded tests, over and over, where schedules are rare: SECONDS=600
+	@scripts/install-deps build
+	@scripts/configure build/soak -Dwerror=true -Ddelays=true -Dnbd=false \
+	    -Dexamples=false
+	@ninja -j$(JOBS) -C build/soak --quiet
+	@scripts/soak --seconds $(SECONDS) build/soak build/soak/failures
 
 bench: ## compare with the rivals; writes build/bench/results.json
 	@scripts/install-deps build bench

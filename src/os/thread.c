@@ -393,7 +393,10 @@ void os_mutex_destroy(OsMutex *mutex)
 
 void os_mutex_lock(OsMutex *mutex)
 {
-    int error = pthread_mutex_lock(&mutex->mutex);
+    int error;
+
+    delay_point();
+    error = pthread_mutex_lock(&mutex->mutex);
 
     invariant(!error);
 }
@@ -403,6 +406,7 @@ void os_mutex_unlock(OsMutex *mutex)
     int error = pthread_mutex_unlock(&mutex->mutex);
 
     invariant(!error);
+    delay_point();
 }
 
 void os_cond_init(OsCond *cond)
@@ -453,17 +457,22 @@ bool os_cond_wait_ns(OsCond *cond, OsMutex *mutex, int64_t timeout_ns)
 
 void os_cond_signal(OsCond *cond)
 {
+    delay_point();
     pthread_cond_signal(&cond->cond);
 }
 
 void os_cond_broadcast(OsCond *cond)
 {
+    delay_point();
     pthread_cond_broadcast(&cond->cond);
 }
 
 void os_user_mutex_lock(pthread_mutex_t *mutex)
 {
-    int error = pthread_mutex_lock(mutex);
+    int error;
+
+    delay_point();
+    error = pthread_mutex_lock(mutex);
 
     /* A robust mutex whose owner has died is held all the same. */
     if (error && error != EOWNERDEAD) {
@@ -482,6 +491,7 @@ void os_user_mutex_unlock(pthread_mutex_t *mutex)
                "unlocked: error %d",
                (void *)mutex, error);
     }
+    delay_point();
 }
 
 /* --- futexes -------------------------------------------------------------- */

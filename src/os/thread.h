@@ -46,6 +46,10 @@ typedef struct OsThread {
 #ifdef COAIO_TESTING
     uint64_t locked_operations;
 #endif
+#ifdef COAIO_DELAYS
+    uint64_t delay_random; /* its generator of os/delay.c; 0: not yet begun */
+    uint32_t delay_left;   /* points until it is held up */
+#endif
 } OsThread;
 
 /* errno of this thread now, for co_errno(). */
