@@ -28,15 +28,37 @@
     each(BH_HURRY_QUIET, "bh-hurry-quiet")                                    \
     each(BH_HURRY_UNPINNED, "bh-hurry-unpinned")                              \
     each(BH_RUN_READS_LATE, "bh-run-reads-late")                              \
+    each(BRIEF_NO_WAKE, "brief-no-wake")                                      \
+    each(MUTEX_HOLDER_LATE, "mutex-holder-late")                              \
+    each(MUTEX_NO_FENCE_LOCK, "mutex-no-fence-lock")                          \
+    each(MUTEX_NO_FENCE_UNLOCK, "mutex-no-fence-unlock")                      \
+    each(MUTEX_NO_RETAKE, "mutex-no-retake")                                  \
+    each(MUTEX_NOT_TURNED, "mutex-not-turned")                                \
+    each(MUTEX_PUSH_RELAXED, "mutex-push-relaxed")                            \
+    each(MUTEX_TOUCH_AFTER_HAND_OVER, "mutex-touch-after-hand-over")          \
+    each(MUTEX_TOUCH_AFTER_UNLOCK, "mutex-touch-after-unlock")                \
+    each(MUTEX_WAITERS_INVERTED, "mutex-waiters-inverted")                    \
     each(NOTIFY_CLEAR_LATE, "notify-clear-late")                              \
     each(NOTIFY_DISPATCHING, "notify-dispatching")                            \
-    each(NOTIFY_NONBLOCKING_EATS, "notify-nonblocking-eats")                  \
     each(NOTIFY_NO_FENCE_NOTIFIER, "notify-no-fence-notifier")                \
     each(NOTIFY_NO_FENCE_POLLER, "notify-no-fence-poller")                    \
+    each(NOTIFY_NONBLOCKING_EATS, "notify-nonblocking-eats")                  \
     each(NOTIFY_RELAXED, "notify-relaxed")                                    \
     each(POST_PUSH_RELAXED, "post-push-relaxed")                              \
     each(POST_TAKE_PLAIN, "post-take-plain")                                  \
-    each(POST_TAKE_TWICE, "post-take-twice")
+    each(POST_TAKE_TWICE, "post-take-twice")                                  \
+    each(QUEUE_FREED, "queue-freed")                                          \
+    each(QUEUE_RESTART_TOUCHES, "queue-restart-touches")                      \
+    each(QUEUE_REWAIT, "queue-rewait")                                        \
+    each(RWLOCK_DOWNGRADE, "rwlock-downgrade")                                \
+    each(RWLOCK_UNLOCK_FORGETS, "rwlock-unlock-forgets")                      \
+    each(STOP_NO_FENCE, "stop-no-fence")                                      \
+    each(WAIT_OUTCOME_PLAIN, "wait-outcome-plain")                            \
+    each(WAKE_CONTEXT_FREED, "wake-context-freed")                            \
+    each(WAKE_TWICE, "wake-twice")                                            \
+    each(WORKER_CANCEL, "worker-cancel")                                      \
+    each(WORKER_NESTED, "worker-nested")                                      \
+    each(WORKER_NOT_CALLED, "worker-not-called")
 /* clang-format on */
 
 #define MUTANT_OF(name, text) MUTANT_##name,

@@ -17,6 +17,7 @@
  *
  * INVARIANTS: see coroutine_int.h.
  */
+#include "base/explore.h"
 #include "coroutine/coroutine_int.h"
 
 #include "coroutine/annotate.h"
@@ -161,6 +162,10 @@ void coroutine_claim(Coroutine *co, const char *who)
 {
     const char *by = NULL;
 
+    if (MUTANT(WAKE_TWICE)) {
+        xchg_acq_rel(&co->scheduled, who);
+        return;
+    }
     if (unlikely(!cas_acq_rel(&co->scheduled, &by, who))) {
         misuse_claimed(co, who, by);
     }

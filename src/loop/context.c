@@ -12,6 +12,7 @@
  *     who lets go last, that only puts the context on a list (the graveyard),
  *     from which the next call of this file outside signal handlers frees it.
  */
+#include "base/explore.h"
 #include "loop/context.h"
 
 #include "loop/wake_int.h"
@@ -73,6 +74,7 @@ void context_pin(AioContext *ctx)
 void context_unpin(AioContext *ctx)
 {
     if (fetch_sub_acq_rel(&ctx->pins, 1UL) == 1) {
+        MARK("context: the last pin goes elsewhere");
         post_push(&graveyard, &ctx->grave);
     }
 }
@@ -228,7 +230,9 @@ void context_stop(AioContext *ctx)
      * posted, and at how many coroutines are left.  Pairs with [stop/B] in
      * notify_or_sweep() and [stop/C] in leave_home().
      */
-    fence_seq_cst();
+    if (!MUTANT(STOP_NO_FENCE)) {
+        fence_seq_cst();
+    }
     wake_sweep_stopped(ctx);
     aio_wait_kick(); /* who waits for something that will not come */
     context_release_population(ctx);

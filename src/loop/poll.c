@@ -71,6 +71,16 @@ bool context_dispatch(AioContext *ctx)
     }
     post_take_all(&ctx->posted, &ctx->ready);
     post_take_all(&ctx->idle, &ctx->ready);
+    if (MUTANT(WORKER_NESTED)) {
+        Fifo mine = ctx->ready;
+
+        ctx->ready = (Fifo){NULL, NULL};
+        while ((node = fifo_take(&mine))) {
+            Post *post = container_of(node, Post, node);
+
+            post->run(ctx, post);
+        }
+    }
     while ((node = fifo_take(&ctx->ready))) {
         Post *post = container_of(node, Post, node);
 

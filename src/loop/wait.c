@@ -18,6 +18,7 @@
  *
  * PROTOCOL AND MEMORY ORDER: [wait] in docs/memory-ordering.md.
  */
+#include "base/explore.h"
 #include "loop/wait.h"
 
 #include "loop/wake_int.h"
@@ -106,6 +107,12 @@ bool co_wait_claim_end(CoWait *wait, int64_t result)
     int64_t pending = WAIT_PENDING;
 
     invariant(result != WAIT_PENDING);
+    if (MUTANT(WAIT_OUTCOME_PLAIN)) {
+        bool first = load_acquire(&wait->outcome) == WAIT_PENDING;
+
+        store_release(&wait->outcome, result);
+        return first;
+    }
     /*
      * [wait/A] The linearisation point of ending a wait: of a completion and a
      * timeout at once, one sees PENDING here.  Release: the waiter sees what

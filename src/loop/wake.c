@@ -23,6 +23,7 @@
  */
 #include "loop/wake_int.h"
 
+#include "base/explore.h"
 #include "loop/context.h"
 
 static inline AioContext *home_of(const Coroutine *co)
@@ -69,6 +70,7 @@ static inline void notify_or_sweep(AioContext *ctx)
      * the thread's end finds what was pushed, or we see that it has ended.
      */
     if (unlikely(load_acquire(&ctx->stopped))) {
+        MARK("wake: a post to a thread that has ended is taken back");
         wake_sweep_stopped(ctx);
     }
 }
@@ -78,6 +80,11 @@ static void post_coroutine(AioContext *ctx, Coroutine *co, PostFunc *run)
     co->post.run = run;
     if (context_is_home(ctx, os_thread())) {
         context_post(ctx, &co->post);
+        return;
+    }
+    if (MUTANT(WAKE_CONTEXT_FREED)) {
+        post_push(&ctx->posted, &co->post);
+        context_notify_posted(ctx);
         return;
     }
     context_pin(ctx);
@@ -143,6 +150,10 @@ static void deliver_to(AioContext *ctx, Fifo *chain)
         } else {
             co->post.run = run_woken;
             post_push(&ctx->posted, &co->post);
+            if (MUTANT(QUEUE_RESTART_TOUCHES)) {
+                fifo_append(&rest, &co->link); /* the list lives on in it */
+                rest = (Fifo){NULL, NULL};
+            }
         }
     }
     notify_or_sweep(ctx);
@@ -209,6 +220,7 @@ static void move_now(Coroutine *co)
 static void forward(void *owner, Post *post)
 {
     (void)owner;
+    MARK("wake: forwarded from its home");
     move_now(container_of(post, Coroutine, post));
 }
 
@@ -311,6 +323,7 @@ static void schedule_claimed(AioContext *ctx, Coroutine *co)
     aio_context_ref(ctx);
     co->target = &ctx->home;
     if (!home || context_is_home(home, thread)) {
+        MARK("wake: moves when it has yielded");
         co->on_yield = move_now;
     } else {
         post_coroutine(home, co, forward);

@@ -22,6 +22,7 @@
  *      can be had, and then at least one thread exists that will look.
  *   3. threads <= WORKER_MAX.
  */
+#include "base/explore.h"
 #include "loop/worker.h"
 
 #include "base/assert.h"
@@ -138,7 +139,10 @@ static void remove_locked(WorkerJob *job)
 static int call_thread_locked(void)
 {
     if (pool.queued <= pool.idle) {
-        os_cond_signal(&pool.has_work);
+        MARK("worker: an idle one is called");
+        if (!MUTANT(WORKER_NOT_CALLED)) {
+            os_cond_signal(&pool.has_work);
+        }
         return 0;
     }
     if (pool.threads < WORKER_MAX && start_thread_locked() == 0) {
@@ -184,7 +188,11 @@ bool worker_cancel(WorkerJob *job)
 
     os_mutex_lock(&pool.lock);
     cancelled = job->state == JOB_QUEUED;
-    if (cancelled) {
+    if (MUTANT(WORKER_CANCEL) && job->state == JOB_RUNNING) {
+        cancelled = true;
+        job->state = JOB_CANCELLED;
+    } else if (cancelled) {
+        MARK("worker: a job is taken back");
         remove_locked(job);
         job->state = JOB_CANCELLED;
     }

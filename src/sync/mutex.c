@@ -102,6 +102,9 @@ static inline void settle_in(CoMutex *mutex, const OsThread *thread,
 
 static inline bool try_take(CoMutex *mutex, uintptr_t *word)
 {
+    if (MUTANT(MUTEX_NO_FENCE_LOCK)) {
+        return cas_relaxed(&mutex->word_, word, (uintptr_t)MUTEX_HELD);
+    }
     /*
      * [mutex-free/B] Acquire: what the last holder wrote is visible, also in
      * the mutex itself.  Pairs with [mutex-free/A] in co_mutex_unlock().  The
@@ -142,6 +145,7 @@ static bool spin(CoMutex *mutex, const OsThread *thread)
     for (uint32_t i = 0; i < most; i++) {
         word = load_relaxed(&mutex->word_);
         if (word == MUTEX_FREE && try_take(mutex, &word)) {
+            MARK("mutex: taken while spinning");
             store_relaxed(&mutex->spins_, usual - usual / 8 + i / 8);
             return true;
         }
@@ -167,6 +171,12 @@ static bool take_or_push(CoMutex *mutex, Waiter *waiter)
             continue;
         }
         waiter->next = word == MUTEX_HELD ? NULL : (Waiter *)word;
+        if (MUTANT(MUTEX_PUSH_RELAXED)) {
+            if (cas_relaxed(&mutex->word_, &word, (uintptr_t)waiter)) {
+                return false;
+            }
+            continue;
+        }
         /*
          * [mutex-push/A] Release: the holder finds the waiter complete.  The
          * linearisation point of arriving: it is what "first come" means.
@@ -280,6 +290,13 @@ void mutex_take_over_pushed(CoMutex *mutex)
      */
     last = (Waiter *)xchg_acquire(&mutex->word_, (uintptr_t)MUTEX_HELD);
     invariant((uintptr_t)last > MUTEX_HELD); /* INVARIANTS 2: we hold it */
+    if (last->next) {
+        MARK("mutex: several were pushed");
+    }
+    if (MUTANT(MUTEX_NOT_TURNED) && last->next && !last->next->next) {
+        append_chain(mutex, last, last->next);
+        return;
+    }
     for (waiter = last; waiter; waiter = next) {
         next = waiter->next;
         waiter->next = first;
@@ -302,7 +319,10 @@ static NOINLINE void hand_over(CoMutex *mutex)
 
     store_relaxed(&mutex->head_, (void *)waiter->next);
     store_relaxed(&mutex->thread_, NULL);
-    store_relaxed(&mutex->holder_, waiter->wait.co); /* INVARIANTS 4 */
+    if (!MUTANT(MUTEX_HOLDER_LATE)) {
+        store_relaxed(&mutex->holder_, waiter->wait.co); /* INVARIANTS 4 */
+    }
+    MARK("mutex: handed over");
     if (!co_wait_ended(&waiter->wait)) {
         co_wait_settle(&waiter->wait, 0);
     }
@@ -318,6 +338,9 @@ static NOINLINE void hand_over(CoMutex *mutex)
      * mutex that may be gone.
      */
     wake_as(waiter->wait.co, "co_mutex_unlock"); /* INVARIANTS 5 */
+    if (MUTANT(MUTEX_TOUCH_AFTER_HAND_OVER)) {
+        store_relaxed(&mutex->thread_, NULL);
+    }
 }
 
 void co_mutex_unlock(CoMutex *mutex)
@@ -335,6 +358,18 @@ void co_mutex_unlock(CoMutex *mutex)
     self->locks_held--;
     if (likely(!load_relaxed(&mutex->head_))) {
         store_relaxed(&mutex->holder_, NULL); /* INVARIANTS 1 and 4 */
+        if (MUTANT(MUTEX_NO_RETAKE)) {
+            xchg_release(&mutex->word_, (uintptr_t)MUTEX_FREE);
+            return;
+        }
+        if (MUTANT(MUTEX_NO_FENCE_UNLOCK) &&
+            cas_relaxed(&mutex->word_, &held, (uintptr_t)MUTEX_FREE)) {
+            return;
+        }
+        while (MUTANT(MUTEX_WAITERS_INVERTED) &&
+               load_relaxed(&mutex->word_) == MUTEX_HELD) {
+            spin_hint(); /* "somebody waits" */
+        }
         /*
          * [mutex-free/A] Release: the next holder sees what this one wrote.
          * The linearisation point of an unlock that finds nobody, and its last
@@ -343,8 +378,12 @@ void co_mutex_unlock(CoMutex *mutex)
          * try_take().
          */
         if (likely(cas_release(&mutex->word_, &held, (uintptr_t)MUTEX_FREE))) {
+            if (MUTANT(MUTEX_TOUCH_AFTER_UNLOCK)) {
+                store_relaxed(&mutex->thread_, NULL);
+            }
             return;
         }
+        MARK("mutex: somebody was pushed before it was freed");
         mutex_take_over_pushed(mutex);
     }
     hand_over(mutex);

@@ -28,6 +28,7 @@
  * PROTOCOL AND MEMORY ORDER: [wait] decides between timeout and waker; all
  * else is ordered by the lock, and by waking.  See docs/memory-ordering.md.
  */
+#include "base/explore.h"
 #include "sync/mutex_int.h"
 
 #include <coaio/queue.h>
@@ -193,6 +194,7 @@ static void move_to_mutex(QueueWake *wake, QueueWaiter *waiter)
         mutex_take_over_pushed(mutex);
         wake->mutex = mutex;
     }
+    MARK("queue: a waiter moves to the mutex");
     mutex_append(mutex, &waiter->base);
 }
 
@@ -206,6 +208,7 @@ static bool wake_waiter(QueueWake *wake, Waiter *base)
 
     check_may_wake(wake, waiter);
     if (!co_wait_claim_end(&base->wait, 0)) {
+        MARK("queue: a waiter's time was up before");
         return false; /* INVARIANTS 3 */
     }
     if (waiter->lock.kind == CO_LOCK_MUTEX) {
@@ -309,6 +312,9 @@ static void enter_ready(QueueWake *wake)
 {
     release_lock(wake->lock);
     waiters_deliver(&wake->ready); /* INVARIANTS 4 */
+    if (MUTANT(QUEUE_FREED)) {
+        co_queue_init(wake->queue);
+    }
     if (wake->lock.kind == CO_LOCK_PTHREAD) {
         os_user_mutex_lock(wake->lock.lock);
     }
@@ -330,6 +336,9 @@ void co_queue_enter_all_lock(CoQueue *queue, CoLock lock)
     QueueWake wake = enter_begin(queue, lock, "co_queue_enter_all");
 
     if (collect_all(&wake, queue)) {
+        enter_ready(&wake);
+    }
+    if (MUTANT(QUEUE_REWAIT) && collect_first(&wake, queue)) {
         enter_ready(&wake);
     }
 }

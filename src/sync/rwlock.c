@@ -22,6 +22,7 @@
  *
  * PROTOCOL AND MEMORY ORDER: [brief] and [wait] in docs/memory-ordering.md.
  */
+#include "base/explore.h"
 #include "sync/brief.h"
 #include "sync/waiter.h"
 
@@ -107,6 +108,7 @@ static void grant(CoRwlock *rwlock, Fifo *granted, const char *call)
             break; /* INVARIANTS 3 */
         }
         waiters_remove(&rwlock->waiters_, first);
+        MARK("rwlock: granted to one who waits");
         own(rwlock, waiter->write, first->wait.co); /* INVARIANTS 4 */
         co_wait_settle(&first->wait, 0);
         waiter_claim(first, granted, call);
@@ -173,7 +175,9 @@ void co_rwlock_unlock(CoRwlock *rwlock)
     brief_lock(&rwlock->lock_);
     check_owner(call, rwlock, self);
     disown(rwlock);
-    grant(rwlock, &granted, call);
+    if (!MUTANT(RWLOCK_UNLOCK_FORGETS)) {
+        grant(rwlock, &granted, call);
+    }
     brief_unlock(&rwlock->lock_);
     self->locks_held--;
     waiters_deliver(&granted);
@@ -191,7 +195,9 @@ void co_rwlock_downgrade(CoRwlock *rwlock)
     }
     disown(rwlock);
     own(rwlock, false, self);
-    grant(rwlock, &granted, call);
+    if (!MUTANT(RWLOCK_DOWNGRADE)) {
+        grant(rwlock, &granted, call);
+    }
     brief_unlock(&rwlock->lock_);
     waiters_deliver(&granted);
 }

@@ -512,10 +512,23 @@ void explore_end(void)
 
 /* --- threads --------------------------------------------------------------*/
 
+/* Threads that nobody joins come to their rest. */
+static void wait_for_detached(void)
+{
+    unsigned others[THREADS];
+
+    self()->spins = true;
+    while (list_others(others, false) > 0) {
+        give_way();
+    }
+    self()->spins = false;
+}
+
 static void end_run(void)
 {
     Machine *m = machine;
 
+    wait_for_detached();
     if (m->test->finish) {
         m->test->finish();
     }

@@ -89,6 +89,7 @@ int os_thread_start(OsThreadHandle *handle, const OsThreadStart *start)
     if (machine->tracing) {
         trace("thread", "%s is thread %u", start->name ? start->name : "it", t);
     }
+    machine_step(); /* it may run before anything else does */
     return 0;
 }
 
