@@ -10,6 +10,7 @@
 #include "io/io_int.h"
 #include "loopthread.h"
 #include "os/thread.h"
+#include "workers.h"
 
 #include <coaio/coaio.h>
 #include <errno.h>
@@ -331,6 +332,7 @@ static void files(const char *engine)
         start(i, write_and_check, &writers[i]);
     }
     await_all();
+    end_workers();
     close(fd);
 }
 

@@ -8,7 +8,7 @@
 
 #include "base/atomic.h"
 #include "loop/context.h"
-#include "loop/worker.h"
+#include "workers.h"
 
 #include <coaio/bh.h>
 #include <coaio/coroutine.h>
@@ -18,14 +18,6 @@
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
-
-static void end_workers(void)
-{
-    worker_set_idle_ns(0);
-    while (worker_thread_count() > 0) {
-        sched_yield();
-    }
-}
 
 /* --- work that comes while a thread stops ---------------------------------*/
 

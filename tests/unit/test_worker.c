@@ -5,6 +5,7 @@
  * several contexts and of one that has stopped.
  */
 #include "loopthread.h"
+#include "workers.h"
 
 #include "base/atomic.h"
 #include "loop/context.h"
@@ -25,16 +26,6 @@ static void open_context(void)
 {
     CHECK_EQ(aio_context_new(&ctx, NULL), 0);
     aio_context_attach(ctx);
-}
-
-/* A worker lets go of a context a little after its job is done: wait until
- * all have ended. */
-static void end_workers(void)
-{
-    worker_set_idle_ns(0);
-    while (worker_thread_count() > 0) {
-        sched_yield();
-    }
 }
 
 static void close_context(void)
