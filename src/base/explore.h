@@ -53,6 +53,11 @@
     each(RWLOCK_DOWNGRADE, "rwlock-downgrade")                                \
     each(RWLOCK_UNLOCK_FORGETS, "rwlock-unlock-forgets")                      \
     each(STOP_NO_FENCE, "stop-no-fence")                                      \
+    each(TIMER_DEL_NO_LOCK, "timer-del-no-lock")                              \
+    each(TIMER_FIRED_AS_IDLE, "timer-fired-as-idle")                          \
+    each(TIMER_FRAME_MISSED, "timer-frame-missed")                            \
+    each(TIMER_NO_POKE, "timer-no-poke")                                      \
+    each(TIMER_POSTED_LATE, "timer-posted-late")                              \
     each(WAIT_OUTCOME_PLAIN, "wait-outcome-plain")                            \
     each(WAKE_CONTEXT_FREED, "wake-context-freed")                            \
     each(WAKE_TWICE, "wake-twice")                                            \

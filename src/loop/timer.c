@@ -54,6 +54,7 @@
  *   works on the heap directly, under the lock.
  */
 #include "base/assert.h"
+#include "base/explore.h"
 #include "loop/context.h"
 #include "os/clock.h"
 
@@ -299,6 +300,7 @@ static void poke(Deletion *deletion)
     uint32_t waiting = DELETION_WAITING;
 
     if (cas_relaxed(&deletion->done, &waiting, DELETION_POKED)) {
+        MARK("timer: a deleter looks around");
         os_futex_wake(&deletion->done, 1);
     }
 }
@@ -312,7 +314,8 @@ static void serve_deletion(Timers *timers, Deletion *deletion)
     TimerFrame *frame = frame_of(timers, deletion->timer);
 
     disarm(timers, deletion->timer);
-    if (frame) {
+    if (frame && !MUTANT(TIMER_FRAME_MISSED)) {
+        MARK("timer: a deletion waits for the callback");
         list_append(&frame->deletions, &deletion->link);
         store_relaxed(&deletion->behind, 1);
         poke(deletion);
@@ -343,8 +346,15 @@ static void requests_posted(void *owner, Post *post)
 
     (void)post;
     os_mutex_lock(&ctx->lock);
+    if (MUTANT(TIMER_POSTED_LATE)) {
+        serve_requests(&ctx->timers);
+        os_mutex_unlock(&ctx->lock);
+        os_mutex_lock(&ctx->lock);
+    }
     ctx->timers.posted = false;
-    serve_requests(&ctx->timers);
+    if (!MUTANT(TIMER_POSTED_LATE)) {
+        serve_requests(&ctx->timers);
+    }
     os_mutex_unlock(&ctx->lock);
 }
 
@@ -353,11 +363,13 @@ static void unlock_and_post(AioContext *ctx)
 {
     bool post = !ctx->timers.posted;
 
-    if (post) {
+    if (!post) {
+        MARK("timer: a request goes with the post of another");
+    } else {
         ctx->timers.posted = true;
         ctx->timers.post.run = requests_posted;
     }
-    if (ctx->timers.awaiting) {
+    if (ctx->timers.awaiting && !MUTANT(TIMER_NO_POKE)) {
         poke(ctx->timers.awaiting);
     }
     os_mutex_unlock(&ctx->lock);
@@ -420,8 +432,10 @@ static void await_deletion(AioContext *ctx, Deletion *deletion)
         own->timers.awaiting = NULL;
         os_mutex_unlock(&own->lock);
     }
-    os_mutex_lock(&ctx->lock); /* see serve_deletion() */
-    os_mutex_unlock(&ctx->lock);
+    if (!MUTANT(TIMER_DEL_NO_LOCK)) {
+        os_mutex_lock(&ctx->lock); /* see serve_deletion() */
+        os_mutex_unlock(&ctx->lock);
+    }
 }
 
 static void request_deletion(AioContext *ctx, AioTimer *timer,
@@ -433,9 +447,11 @@ static void request_deletion(AioContext *ctx, AioTimer *timer,
     context_pin(ctx);
     os_mutex_lock(&ctx->lock);
     if (load_relaxed(&timer->requested_)) {
+        MARK("timer: a request is taken back");
         request_remove(timers, timer);
     }
     if (load_relaxed(&timer->state_) == TIMER_IDLE) {
+        MARK("timer: deleted without the home thread");
         os_mutex_unlock(&ctx->lock);
     } else if (load_relaxed(&ctx->stopped)) {
         disarm(timers, timer);
@@ -576,7 +592,8 @@ static void run_timer(AioContext *ctx, AioTimer *timer)
     };
 
     take_out(timers, timer);
-    store_relaxed(&timer->state_, TIMER_FIRED);
+    store_relaxed(&timer->state_,
+                  MUTANT(TIMER_FIRED_AS_IDLE) ? TIMER_IDLE : TIMER_FIRED);
     timers->running = &frame;
     timer->callback_(timer->opaque_);
     invariant(timers->running == &frame);
