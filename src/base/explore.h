@@ -58,6 +58,11 @@
     each(TIMER_FRAME_MISSED, "timer-frame-missed")                            \
     each(TIMER_NO_POKE, "timer-no-poke")                                      \
     each(TIMER_POSTED_LATE, "timer-posted-late")                              \
+    each(WAIT_KICK_EPOCH_LATE, "wait-kick-epoch-late")                        \
+    each(WAIT_KICK_NO_FENCE_KICKER, "wait-kick-no-fence-kicker")              \
+    each(WAIT_KICK_NO_FENCE_WAITER, "wait-kick-no-fence-waiter")              \
+    each(WAIT_KICK_POLLERS_MISSED, "wait-kick-pollers-missed")                \
+    each(WAIT_KICK_WAKES_ONE, "wait-kick-wakes-one")                          \
     each(WAIT_OUTCOME_PLAIN, "wait-outcome-plain")                            \
     each(WAKE_CONTEXT_FREED, "wake-context-freed")                            \
     each(WAKE_TWICE, "wake-twice")                                            \

@@ -40,6 +40,7 @@
  *   after which the condition is evaluated again.
  */
 #include "base/assert.h"
+#include "base/explore.h"
 #include "loop/context.h"
 
 #include <coaio/wait.h>
@@ -115,13 +116,18 @@ void aio_wait_prepare(AioWaiter *waiter)
      * [wait-kick/B] Count the waiter, and read the epoch, before the condition
      * is read.  Pairs with [wait-kick/A] in aio_wait_kick().
      */
-    fence_seq_cst();
+    if (!MUTANT(WAIT_KICK_NO_FENCE_WAITER)) {
+        fence_seq_cst();
+    }
 }
 
 void aio_wait_step(AioWaiter *waiter)
 {
     /* A context that somebody else has closed cannot be polled any more. */
     if (!aio_context_current()) {
+        if (MUTANT(WAIT_KICK_EPOCH_LATE)) {
+            waiter->seen_ = load_acquire(&epoch);
+        }
         os_futex_wait(&epoch, waiter->seen_, -1);
         return;
     }
@@ -147,15 +153,22 @@ void aio_wait_kick(void)
      * Pairs with [wait-kick/B] in aio_wait_prepare(): either we see the
      * waiter, or it sees the change.
      */
-    fence_seq_cst();
+    if (!MUTANT(WAIT_KICK_NO_FENCE_KICKER)) {
+        fence_seq_cst();
+    }
     if (likely(load_relaxed(&waiters) == 0)) {
+        MARK("wait-while: nobody waits, so nothing is woken");
         return;
     }
     /* Release: who reads this epoch sees the change, and need not sleep. */
     fetch_add_release(&epoch, 1);
-    os_futex_wake(&epoch, INT32_MAX);
+    os_futex_wake(&epoch, MUTANT(WAIT_KICK_WAKES_ONE) ? 1 : INT32_MAX);
+    if (MUTANT(WAIT_KICK_POLLERS_MISSED) && !pollers) {
+        return; /* "none is there": they are looked at without the lock */
+    }
     os_mutex_lock(&lock);
     for (AioWaiter *waiter = pollers; waiter; waiter = waiter->next_) {
+        MARK("wait-while: one that polls is notified");
         aio_notify(waiter->own_); /* alive: INVARIANTS 2 */
     }
     os_mutex_unlock(&lock);
