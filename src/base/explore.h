@@ -29,6 +29,10 @@
     each(BH_HURRY_UNPINNED, "bh-hurry-unpinned")                              \
     each(BH_RUN_READS_LATE, "bh-run-reads-late")                              \
     each(BRIEF_NO_WAKE, "brief-no-wake")                                      \
+    each(IOTHREAD_NO_LAST_PASS, "iothread-no-last-pass")                      \
+    each(IOTHREAD_STARTED_RELAXED, "iothread-started-relaxed")                \
+    each(IOTHREAD_STOP_UNLOCKED, "iothread-stop-unlocked")                    \
+    each(IOTHREAD_STOPPING_LATE, "iothread-stopping-late")                    \
     each(MUTEX_HOLDER_LATE, "mutex-holder-late")                              \
     each(MUTEX_NO_FENCE_LOCK, "mutex-no-fence-lock")                          \
     each(MUTEX_NO_FENCE_UNLOCK, "mutex-no-fence-unlock")                      \
@@ -57,6 +61,7 @@
     each(TIMER_FIRED_AS_IDLE, "timer-fired-as-idle")                          \
     each(TIMER_FRAME_MISSED, "timer-frame-missed")                            \
     each(TIMER_NO_POKE, "timer-no-poke")                                      \
+    each(TIMER_NOT_STOPPED, "timer-not-stopped")                              \
     each(TIMER_POSTED_LATE, "timer-posted-late")                              \
     each(WAIT_KICK_EPOCH_LATE, "wait-kick-epoch-late")                        \
     each(WAIT_KICK_NO_FENCE_KICKER, "wait-kick-no-fence-kicker")              \

@@ -50,7 +50,11 @@ static void tell_started(IOThread *iothread, int result)
 {
     iothread->result = result;
     /* [iothread-start/A] pairs with [iothread-start/B] in await_start(). */
-    store_release(&iothread->started, 1);
+    if (MUTANT(IOTHREAD_STARTED_RELAXED)) {
+        store_relaxed(&iothread->started, 1);
+    } else {
+        store_release(&iothread->started, 1);
+    }
     os_futex_wake(&iothread->started, 1);
 }
 
@@ -62,8 +66,12 @@ static void run_until_stopped(IOThread *iothread)
     while (!load_acquire(&iothread->stopping)) {
         aio_poll(ctx, true);
     }
+    if (MUTANT(IOTHREAD_NO_LAST_PASS)) {
+        return;
+    }
     while ((aio_poll(ctx, false) || context_prepare(ctx) == 0) &&
            passes < LAST_PASSES) {
+        MARK("iothread: it runs what is due before it ends");
         passes++;
     }
 }
@@ -264,10 +272,23 @@ static size_t stop_as(IOThread *iothread, const char *call)
     os_mutex_lock(&iothread->lock);
     if (!iothread->stopped) {
         iothread->stopped = true;
+        if (MUTANT(IOTHREAD_STOPPING_LATE)) {
+            aio_notify(iothread->ctx);
+        }
         store_release(&iothread->stopping, 1);
-        aio_notify(iothread->ctx);
+        if (!MUTANT(IOTHREAD_STOPPING_LATE)) {
+            aio_notify(iothread->ctx);
+        }
+        if (MUTANT(IOTHREAD_STOP_UNLOCKED)) {
+            os_mutex_unlock(&iothread->lock);
+            os_thread_join(&iothread->handle);
+            os_mutex_lock(&iothread->lock);
+        }
         os_thread_join(&iothread->handle); /* INVARIANTS 1 */
         iothread->left = report_left(iothread->ctx);
+    }
+    if (iothread->left) {
+        MARK("iothread: coroutines are left");
     }
     left = iothread->left;
     os_mutex_unlock(&iothread->lock);
