@@ -29,6 +29,11 @@
     each(BH_HURRY_UNPINNED, "bh-hurry-unpinned")                              \
     each(BH_RUN_READS_LATE, "bh-run-reads-late")                              \
     each(BRIEF_NO_WAKE, "brief-no-wake")                                      \
+    each(FD_BUSY_READS_LATE, "fd-busy-reads-late")                            \
+    each(FD_CHANGE_QUIET, "fd-change-quiet")                                  \
+    each(FD_STALE_REPORT, "fd-stale-report")                                  \
+    each(FD_TODO_KEPT, "fd-todo-kept")                                        \
+    each(HANDLER_EDIT_IN_PLACE, "handler-edit-in-place")                      \
     each(IOTHREAD_NO_LAST_PASS, "iothread-no-last-pass")                      \
     each(IOTHREAD_STARTED_RELAXED, "iothread-started-relaxed")                \
     each(IOTHREAD_STOP_UNLOCKED, "iothread-stop-unlocked")                    \

@@ -39,6 +39,7 @@
 #include "loop/fd_int.h"
 
 #include "base/assert.h"
+#include "base/explore.h"
 #include "loop/context.h"
 #include "os/memory.h"
 
@@ -307,8 +308,11 @@ bool fd_ready(AioContext *ctx, int fd, uint32_t serial, uint32_t events)
 
     os_mutex_lock(&table->lock);
     rec = record_find(table, fd);
-    current = rec && rec->serial == serial && rec->registered != 0;
-    if (current) {
+    current = rec && rec->registered != 0 &&
+              (rec->serial == serial || MUTANT(FD_STALE_REPORT));
+    if (!current) {
+        MARK("fd: a stale report is ignored");
+    } else {
         if (rec->watched & POLLER_ONESHOT) {
             set_watched(table, rec, 0);
         }
@@ -454,7 +458,8 @@ static bool run_record(FdTable *table, FdRecord *rec)
 {
     if (has_handler(rec)) {
         if (!rec->todo) {
-            return false; /* the handler was changed meanwhile */
+            MARK("fd: a handler was changed before it could run");
+            return false;
         }
         run_handler(table, rec);
         return true;
@@ -523,6 +528,9 @@ static bool ask_handler(FdTable *table, const FdRecord *rec)
     bool ready;
 
     os_mutex_unlock(&table->lock);
+    if (MUTANT(FD_BUSY_READS_LATE)) {
+        opaque = rec->handler.opaque;
+    }
     ready = poll_func(opaque);
     os_mutex_lock(&table->lock);
     return ready;
@@ -547,7 +555,12 @@ bool fd_busy_poll(AioContext *ctx)
             progress = true;
         }
         /* Another thread may have removed it meanwhile: next time, then. */
-        next = list_linked(link) ? list_next(&table->polled, link) : NULL;
+        next = NULL;
+        if (list_linked(link)) {
+            next = list_next(&table->polled, link);
+        } else {
+            MARK("fd: a handler goes while it is asked");
+        }
     }
     os_mutex_unlock(&table->lock);
     return progress;
@@ -630,7 +643,9 @@ static int set_handler_locked(FdTable *table, FdRecord *rec,
         return ret;
     }
     rec->handler = *handler;
-    rec->todo = 0; /* of the handler before */
+    if (!MUTANT(FD_TODO_KEPT)) {
+        rec->todo = 0; /* of the handler before */
+    }
     rec->happened = 0;
     count(&table->n_handlers, had_one, has_handler(rec));
     set_member(&table->polled, &rec->polled_link, &table->n_polled,
@@ -651,6 +666,9 @@ int aio_set_fd_handler(AioContext *ctx, int fd, AioFdFunc *on_read,
     int ret = 0;
 
     os_check_fork("aio_set_fd_handler");
+    if (MUTANT(HANDLER_EDIT_IN_PLACE) && record_find(table, fd)) {
+        record_find(table, fd)->handler = handler;
+    }
     os_mutex_lock(&table->lock);
     if (removal) {
         rec = record_find(table, fd);
@@ -665,7 +683,8 @@ int aio_set_fd_handler(AioContext *ctx, int fd, AioFdFunc *on_read,
         ret = set_handler_locked(table, rec, &handler);
     }
     os_mutex_unlock(&table->lock);
-    if (ret == 0 && !context_is_home(ctx, os_thread())) {
+    if (ret == 0 && !context_is_home(ctx, os_thread()) &&
+        !MUTANT(FD_CHANGE_QUIET)) {
         aio_notify(ctx); /* engines without the kernel's help look anew */
     }
     return ret;
