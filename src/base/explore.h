@@ -53,6 +53,8 @@
     each(NOTIFY_NO_FENCE_POLLER, "notify-no-fence-poller")                    \
     each(NOTIFY_NONBLOCKING_EATS, "notify-nonblocking-eats")                  \
     each(NOTIFY_RELAXED, "notify-relaxed")                                    \
+    each(POOL_KEPT_AT_END, "pool-kept-at-end")                                \
+    each(POOL_POP_ONE, "pool-pop-one")                                        \
     each(POST_PUSH_RELAXED, "post-push-relaxed")                              \
     each(POST_TAKE_PLAIN, "post-take-plain")                                  \
     each(POST_TAKE_TWICE, "post-take-twice")                                  \
@@ -61,6 +63,7 @@
     each(QUEUE_REWAIT, "queue-rewait")                                        \
     each(RWLOCK_DOWNGRADE, "rwlock-downgrade")                                \
     each(RWLOCK_UNLOCK_FORGETS, "rwlock-unlock-forgets")                      \
+    each(STACK_RETIRE_UNLOCKED, "stack-retire-unlocked")                      \
     each(STOP_NO_FENCE, "stop-no-fence")                                      \
     each(TIMER_DEL_NO_LOCK, "timer-del-no-lock")                              \
     each(TIMER_FIRED_AS_IDLE, "timer-fired-as-idle")                          \

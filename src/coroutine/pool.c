@@ -27,10 +27,53 @@ static unsigned quarantined;
 
 static bool hooked; /* atomic; threads that end give back what they have */
 
+/*
+ * The bug pool-pop-one: slots change hands on a stack, of Coroutine.post.node,
+ * from which one at a time is taken.  Between the look at next and the
+ * compare-and-swap others may take several and bring the first one back.
+ */
+static FifoNode *mutant_stack; /* atomic */
+
+static FifoNode *mutant_pop_one(void)
+{
+    FifoNode *node = load_acquire(&mutant_stack);
+
+    while (node &&
+           !cas_acq_rel(&mutant_stack, &node, load_relaxed(&node->next))) {
+    }
+    return node ? &container_of(node, Coroutine, post.node)->link : NULL;
+}
+
+static void mutant_push_all(FifoNode *link)
+{
+    FifoNode *next;
+
+    for (; link; link = next) {
+        FifoNode *node = &container_of(link, Coroutine, link)->post.node;
+        FifoNode *head = load_relaxed(&mutant_stack);
+
+        next = link->next;
+        do {
+            store_relaxed(&node->next, head);
+        } while (!cas_release(&mutant_stack, &head, node));
+    }
+}
+
+/* A chain of slots goes back to the slabs. */
+static void give_back(FifoNode *chain)
+{
+    if (MUTANT(POOL_POP_ONE)) {
+        mutant_push_all(chain);
+        return;
+    }
+    stack_put_batch(container_of(chain, Coroutine, link));
+}
+
 static void give_back_all(OsThread *thread)
 {
-    if (thread->pool) {
-        stack_put_batch(container_of(thread->pool, Coroutine, link));
+    if (thread->pool && !MUTANT(POOL_KEPT_AT_END)) {
+        MARK("pool: a thread ends and gives back what it has");
+        give_back(thread->pool);
         thread->pool = NULL;
         thread->pool_size = 0;
     }
@@ -55,6 +98,14 @@ static bool refill(OsThread *thread)
 
     invariant(thread->pool_size == 0);
     prepare(thread);
+    if (MUTANT(POOL_POP_ONE)) {
+        thread->pool = mutant_pop_one();
+        if (thread->pool) {
+            thread->pool->next = NULL;
+            thread->pool_size = 1;
+            return true;
+        }
+    }
     n = stack_get_batch(STACK_CLASS_DEFAULT, POOL_BATCH, &chain);
     if (n == 0) {
         return false;
@@ -84,7 +135,8 @@ static void give_back_batch(OsThread *thread)
     rest = last->next;
     last->next = NULL;
     thread->pool_size = POOL_LIMIT - POOL_BATCH;
-    stack_put_batch(container_of(rest, Coroutine, link));
+    MARK("pool: a full one gives a batch back");
+    give_back(rest);
 }
 
 /*

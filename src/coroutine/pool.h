@@ -11,11 +11,12 @@
 #ifndef COAIO_COROUTINE_POOL_H
 #define COAIO_COROUTINE_POOL_H
 
+#include "base/explore.h"
 #include "coroutine/coroutine_int.h"
 #include "coroutine/stack.h"
 
-#define POOL_BATCH 64  /* slots that change hands at once */
-#define POOL_LIMIT 128 /* a thread keeps at most so many */
+#define POOL_BATCH SCALED(64, 2)  /* slots that change hands at once */
+#define POOL_LIMIT SCALED(128, 3) /* a thread keeps at most so many */
 
 /* The newest slot of the thread's batch, which is not empty. */
 static inline Coroutine *pool_pop(OsThread *thread)

@@ -29,6 +29,7 @@
 #include "coroutine/stack.h"
 
 #include "base/assert.h"
+#include "base/explore.h"
 #include "coroutine/slab.h"
 #include "coroutine/switch.h"
 #include "os/memory.h"
@@ -59,10 +60,10 @@
 #define LARGEST_SLAB  ((size_t)1536 << 20)
 #define LARGEST_SLOTS 16384
 
-#define WARM_MIN     1024               /* slots */
+#define WARM_MIN     SCALED(1024, 2)    /* slots */
 #define WHOLE_BYTES  ((size_t)64 << 20) /* in warm slots that keep all pages */
 #define KEPT_BYTES   ((size_t)64 << 10) /* what the others keep */
-#define RETIRE_BATCH 16
+#define RETIRE_BATCH SCALED(16, 2)
 
 typedef struct StackClass {
     OsMutex lock;
@@ -403,6 +404,7 @@ unsigned stack_get_batch(int size_class, unsigned n, Coroutine **chain)
     os_mutex_unlock(&class->lock);
     *end = NULL;
     if (count > 0) {
+        MARK("stack: a batch is taken");
         *chain = container_of(first, Coroutine, link);
         return count;
     }
@@ -431,7 +433,9 @@ static void retire(StackClass *class, Coroutine **slots, unsigned n)
         place[i].index = slab_index(slots[i]->slab, slots[i]);
         slot_end(slots[i]);
     }
-    os_mutex_lock(&class->lock);
+    if (!MUTANT(STACK_RETIRE_UNLOCKED)) {
+        os_mutex_lock(&class->lock);
+    }
     for (unsigned i = 0; i < n; i++) {
         Slab *slab = place[i].slab;
         unsigned number = slab_number(class, slab);
@@ -446,7 +450,9 @@ static void retire(StackClass *class, Coroutine **slots, unsigned n)
         }
     }
     invariant(class->idle <= 1); /* INVARIANTS 2 */
-    os_mutex_unlock(&class->lock);
+    if (!MUTANT(STACK_RETIRE_UNLOCKED)) {
+        os_mutex_unlock(&class->lock);
+    }
     for (unsigned i = 0; i < n_dropped; i++) {
         slab_unmap_done(&dropped[i]);
     }
@@ -468,6 +474,7 @@ static void retire_surplus(StackClass *class)
         }
         os_mutex_unlock(&class->lock);
         if (n > 0) {
+            MARK("stack: surplus slots lose their pages");
             retire(class, slots, n);
         }
     } while (n == RETIRE_BATCH);
