@@ -29,6 +29,9 @@
     each(BH_HURRY_UNPINNED, "bh-hurry-unpinned")                              \
     each(BH_RUN_READS_LATE, "bh-run-reads-late")                              \
     each(BRIEF_NO_WAKE, "brief-no-wake")                                      \
+    each(CONTEXT_CLOSED_IN_PASS, "context-closed-in-pass")                    \
+    each(CONTEXT_HELD_PLAIN, "context-held-plain")                            \
+    each(CONTEXT_UNPIN_RELAXED, "context-unpin-relaxed")                      \
     each(FD_BUSY_READS_LATE, "fd-busy-reads-late")                            \
     each(FD_CHANGE_QUIET, "fd-change-quiet")                                  \
     each(FD_STALE_REPORT, "fd-stale-report")                                  \
@@ -65,6 +68,7 @@
     each(RWLOCK_UNLOCK_FORGETS, "rwlock-unlock-forgets")                      \
     each(STACK_RETIRE_UNLOCKED, "stack-retire-unlocked")                      \
     each(STOP_NO_FENCE, "stop-no-fence")                                      \
+    each(STOP_NO_FENCE_LEAVER, "stop-no-fence-leaver")                        \
     each(TIMER_DEL_NO_LOCK, "timer-del-no-lock")                              \
     each(TIMER_FIRED_AS_IDLE, "timer-fired-as-idle")                          \
     each(TIMER_FRAME_MISSED, "timer-frame-missed")                            \

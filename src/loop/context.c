@@ -73,6 +73,12 @@ void context_pin(AioContext *ctx)
 
 void context_unpin(AioContext *ctx)
 {
+    if (MUTANT(CONTEXT_UNPIN_RELAXED)) {
+        if (fetch_sub_relaxed(&ctx->pins, 1UL) == 1) {
+            post_push(&graveyard, &ctx->grave);
+        }
+        return;
+    }
     if (fetch_sub_acq_rel(&ctx->pins, 1UL) == 1) {
         MARK("context: the last pin goes elsewhere");
         post_push(&graveyard, &ctx->grave);
@@ -106,7 +112,8 @@ static void context_close(AioContext *ctx)
                context_label(ctx, &label), left);
     }
     store_release(&ctx->home.closed, 1);
-    if (context_is_home(ctx, thread) && ctx->depth == 0) {
+    if (context_is_home(ctx, thread) &&
+        (ctx->depth == 0 || MUTANT(CONTEXT_CLOSED_IN_PASS))) {
         unbind(thread);
     }
     context_unpin(ctx);
@@ -115,6 +122,7 @@ static void context_close(AioContext *ctx)
 void context_leave_pass(AioContext *ctx)
 {
     if (--ctx->depth == 0 && unlikely(load_relaxed(&ctx->home.closed))) {
+        MARK("context: it was closed in a pass");
         unbind(os_thread());
         context_reap();
     }
@@ -183,8 +191,15 @@ void context_release_population(AioContext *ctx)
     if (home->population != load_acquire(&home->emigrated)) {
         return;
     }
+    if (MUTANT(CONTEXT_HELD_PLAIN)) {
+        store_relaxed(&home->held, 0); /* it was 1 above */
+        drop_handle(ctx);
+        return;
+    }
     if (cas_acq_rel(&home->held, &held, 0)) {
         drop_handle(ctx);
+    } else {
+        MARK("context: another has let go for the coroutines");
     }
 }
 
@@ -204,7 +219,9 @@ static void leave_home(CoHome *home)
      * Pairs with [stop/A] in context_stop(): either the thread's end sees that
      * it has left, or we see that the thread has ended.
      */
-    fence_seq_cst_after_rmw();
+    if (!MUTANT(STOP_NO_FENCE_LEAVER)) {
+        fence_seq_cst_after_rmw();
+    }
     context_release_population(ctx);
     context_unpin(ctx);
     context_reap();
@@ -367,6 +384,7 @@ AioContext *aio_context_current(void)
     os_check_fork("aio_context_current");
     if (thread->context &&
         unlikely(load_acquire(&thread->context->home.closed))) {
+        MARK("context: a thread finds that its own was closed elsewhere");
         unbind(thread);
         context_reap();
     }
