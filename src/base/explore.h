@@ -82,7 +82,11 @@
     each(WAIT_KICK_WAKES_ONE, "wait-kick-wakes-one")                          \
     each(WAIT_OUTCOME_PLAIN, "wait-outcome-plain")                            \
     each(WAKE_CONTEXT_FREED, "wake-context-freed")                            \
+    each(WAKE_NOT_QUIET, "wake-not-quiet")                                    \
+    each(WAKE_NOT_SWEPT, "wake-not-swept")                                    \
     each(WAKE_TWICE, "wake-twice")                                            \
+    each(WAKE_UNCLAIM_RELAXED, "wake-unclaim-relaxed")                        \
+    each(WAKE_WAY_KEPT, "wake-way-kept")                                      \
     each(WORKER_CANCEL, "worker-cancel")                                      \
     each(WORKER_NESTED, "worker-nested")                                      \
     each(WORKER_NOT_CALLED, "worker-not-called")

@@ -451,6 +451,10 @@ void coroutine_enter_if_inactive(Coroutine *co)
 static inline void unclaim(Coroutine *co)
 {
     invariant(load_relaxed(&co->scheduled) != NULL); /* INVARIANTS 2 */
+    if (MUTANT(WAKE_UNCLAIM_RELAXED)) {
+        store_relaxed(&co->scheduled, NULL);
+        return;
+    }
     store_release(&co->scheduled, NULL);
 }
 

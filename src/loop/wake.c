@@ -71,7 +71,9 @@ static inline void notify_or_sweep(AioContext *ctx)
      */
     if (unlikely(load_acquire(&ctx->stopped))) {
         MARK("wake: a post to a thread that has ended is taken back");
-        wake_sweep_stopped(ctx);
+        if (!MUTANT(WAKE_NOT_SWEPT)) {
+            wake_sweep_stopped(ctx);
+        }
     }
 }
 
@@ -228,6 +230,7 @@ static void forward(void *owner, Post *post)
 static void resolve_late(AioContext *ctx, Post *post)
 {
     if (post->run == forward) {
+        MARK("wake: forwarded by another than its home");
         move_now(container_of(post, Coroutine, post));
         return;
     }
@@ -235,8 +238,11 @@ static void resolve_late(AioContext *ctx, Post *post)
     if (post->run == run_arrived) {
         Coroutine *co = container_of(post, Coroutine, post);
 
+        MARK("wake: one on its way never arrives");
         store_relaxed(&co->home, NULL); /* it never came to live here */
-        aio_context_unref(ctx);         /* what it held on its way */
+        if (!MUTANT(WAKE_WAY_KEPT)) {
+            aio_context_unref(ctx); /* what it held on its way */
+        }
     }
 }
 
@@ -274,7 +280,7 @@ static bool quiet(const OsThread *thread, const Coroutine *co)
 {
     AioContext *home = home_of(co);
 
-    if (load_relaxed(&co->state) == COROUTINE_NEW) {
+    if (load_relaxed(&co->state) == COROUTINE_NEW || MUTANT(WAKE_NOT_QUIET)) {
         return true;
     }
     if (!home || context_is_home(home, thread)) {

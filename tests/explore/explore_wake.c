@@ -125,7 +125,74 @@ static void receive_it(void)
 
 EXPLORE(moves_to_another_context, .setup = make_two,
         .threads = {send_it, receive_it},
-        .marks = {"wake: moves when it has yielded"})
+        .marks = {"wake: moves when it has yielded"},
+        .mutants = {{MUTANT_WAKE_NOT_QUIET, "data race", "quiet()", false}})
+
+/* --- again and again ------------------------------------------------------*/
+
+static void coroutine_fn yield_twice(void *opaque)
+{
+    store_relaxed(&parked, 1u);
+    coroutine_yield();
+    store_relaxed(&parked, 2u);
+    yield_once(opaque);
+}
+
+static void enter_one_that_yields_twice(void)
+{
+    aio_context_attach(co_context[0]);
+    co = coroutine_create(yield_twice, &ended);
+    explore_begin();
+    coroutine_enter(co);
+    while (!ended) {
+        aio_poll(co_context[0], true);
+    }
+    explore_end();
+    aio_context_unref(co_context[0]);
+}
+
+/* All that the second wake knows of the first is that its claim has gone. */
+static void wake_twice(void)
+{
+    explore_begin();
+    while (load_relaxed(&parked) < 1) {
+        spin_hint();
+    }
+    aio_co_wake(co);
+    while (load_relaxed(&parked) < 2) {
+        spin_hint();
+    }
+    aio_co_wake(co);
+    explore_end();
+}
+
+EXPLORE(woken_again_as_it_yields, .setup = make_one,
+        .threads = {enter_one_that_yields_twice, wake_twice},
+        .mutants = {{MUTANT_WAKE_UNCLAIM_RELAXED, "data race", "post_coroutine",
+                     false}})
+
+/* Two want it, each in another context: the second is told. */
+static void fetch_first(void)
+{
+    aio_context_attach(co_context[0]);
+    co = coroutine_create(yield_once, &ended);
+    explore_begin();
+    aio_co_schedule(co_context[0], co);
+    explore_end();
+}
+
+static void fetch_second(void)
+{
+    explore_begin();
+    aio_co_schedule(co_context[1], co);
+    explore_end();
+}
+
+EXPLORE(fetched_by_two, .setup = make_two,
+        .threads = {fetch_first, fetch_second}, .leaks = true,
+        .fails = "misuse: aio_co_schedule",
+        .mutants = {
+            {MUTANT_WAKE_TWICE, "data race", "coroutine_claim()", false}})
 
 /* Somebody else schedules it where he polls, while its home polls, too. */
 static void coroutine_fn yield_and_tell(void *opaque)
@@ -203,8 +270,60 @@ static void fetch_from_a_thread_that_ends(void)
 
 EXPLORE(fetched_from_a_thread_that_ends, .setup = make_two,
         .threads = {fetch_from_a_thread_that_ends},
-        .marks = {"wake: a post to a thread that has ended is taken back"},
+        .marks = {"wake: a post to a thread that has ended is taken back",
+                  "wake: forwarded by another than its home"},
         .mutants = {
             {MUTANT_STOP_NO_FENCE, "lost wake-up", "context_stop", true}})
+
+/* --- the thread that it goes to ends --------------------------------------*/
+
+static void poll_and_stop(void)
+{
+    aio_context_attach(co_context[1]);
+    explore_begin();
+    aio_poll(co_context[1], false);
+    if (os_thread()->context) { /* as any thread does at its end */
+        context_stop(os_thread()->context);
+    }
+    explore_end();
+}
+
+static void coroutine_fn end_at_once(void *opaque)
+{
+    CHECK(aio_context_current() == co_context[1]);
+    *(bool *)opaque = true;
+}
+
+/* Nothing holds the target any more but the coroutine on its way. */
+static void send_and_let_go(void)
+{
+    aio_context_attach(co_context[0]);
+    co = coroutine_create(end_at_once, &ended);
+    explore_begin();
+    aio_co_schedule(co_context[1], co);
+    aio_context_unref(co_context[1]);
+    explore_end();
+    aio_context_unref(co_context[0]);
+}
+
+/* It has run there, or belongs nowhere. */
+static void check_arrived_or_lost(void)
+{
+    reap();
+    CHECK(ended || !co->home);
+}
+
+EXPLORE(sent_to_a_thread_that_ends, .setup = make_two,
+        .threads = {send_and_let_go, poll_and_stop},
+        .finish = check_arrived_or_lost,
+        .marks = {"wake: one on its way never arrives",
+                  "wake: a post to a thread that has ended is taken back"},
+        .mutants = {
+            {MUTANT_WAKE_NOT_SWEPT, "failed check", "notify_or_sweep", false},
+            {MUTANT_WAKE_WAY_KEPT, "leak", "resolve_late", false},
+            {MUTANT_STOP_NO_FENCE, "failed check", "context_stop", true},
+            {MUTANT_NOTIFY_NO_FENCE_NOTIFIER, "failed check", "notify_or_sweep",
+             true},
+        })
 
 EXPLORE_MAIN()
