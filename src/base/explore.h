@@ -88,8 +88,11 @@
     each(WAKE_UNCLAIM_RELAXED, "wake-unclaim-relaxed")                        \
     each(WAKE_WAY_KEPT, "wake-way-kept")                                      \
     each(WORKER_CANCEL, "worker-cancel")                                      \
+    each(WORKER_GIVES_UP, "worker-gives-up")                                  \
+    each(WORKER_MISCOUNTS, "worker-miscounts")                                \
     each(WORKER_NESTED, "worker-nested")                                      \
-    each(WORKER_NOT_CALLED, "worker-not-called")
+    each(WORKER_NOT_CALLED, "worker-not-called")                              \
+    each(WORKER_UNPINNED, "worker-unpinned")
 /* clang-format on */
 
 #define MUTANT_OF(name, text) MUTANT_##name,

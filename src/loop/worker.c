@@ -62,7 +62,9 @@ static void complete(WorkerJob *job, int result)
 
     job->result = result;
     context_post(ctx, &job->post);
-    context_unpin(ctx);
+    if (!MUTANT(WORKER_UNPINNED)) {
+        context_unpin(ctx);
+    }
     context_reap(); /* the owner may have finished before we got here */
 }
 
@@ -91,6 +93,10 @@ static bool await_work_locked(void)
         in_time = os_cond_wait_ns(&pool.has_work, &pool.lock, pool.idle_ns);
     }
     pool.idle--;
+    if (!in_time && !list_empty(&pool.queue)) {
+        MARK("worker: a job comes as an idle one gives up");
+        return !MUTANT(WORKER_GIVES_UP);
+    }
     return !list_empty(&pool.queue);
 }
 
@@ -107,6 +113,7 @@ static void worker_main(void *arg)
             os_mutex_lock(&pool.lock);
         }
     } while (await_work_locked());
+    MARK("worker: one ends for want of work");
     pool.threads--;
     os_mutex_unlock(&pool.lock);
 }
@@ -138,7 +145,7 @@ static void remove_locked(WorkerJob *job)
 /* Returns 0 if some thread will take what is queued. */
 static int call_thread_locked(void)
 {
-    if (pool.queued <= pool.idle) {
+    if (pool.queued <= pool.idle || (MUTANT(WORKER_MISCOUNTS) && pool.idle)) {
         MARK("worker: an idle one is called");
         if (!MUTANT(WORKER_NOT_CALLED)) {
             os_cond_signal(&pool.has_work);
@@ -160,7 +167,9 @@ int worker_submit(WorkerJob *job)
     job->ctx = ctx;
     job->post.run = job_posted;
     job->state = JOB_QUEUED;
-    context_pin(ctx);
+    if (!MUTANT(WORKER_UNPINNED)) {
+        context_pin(ctx);
+    }
 
     os_mutex_lock(&pool.lock);
     if (!pool.ready) {
@@ -195,6 +204,8 @@ bool worker_cancel(WorkerJob *job)
         MARK("worker: a job is taken back");
         remove_locked(job);
         job->state = JOB_CANCELLED;
+    } else {
+        MARK("worker: too late to take a job back");
     }
     os_mutex_unlock(&pool.lock);
 

@@ -4,6 +4,7 @@
  */
 #include "base/atomic.h"
 #include "cothread.h"
+#include "loop/context.h"
 #include "loop/worker.h"
 #include "os/memory.h"
 
@@ -94,6 +95,25 @@ EXPLORE(a_job_is_taken_back, .setup = make_one, .threads = {submit_and_cancel},
         .mutants = {
             {MUTANT_WORKER_CANCEL, "failed check", "!cancelled", false}})
 
+/* Its owner is gone as soon as it has been told. */
+static void cancel_and_be_gone(void)
+{
+    aio_context_attach(co_context[0]);
+    explore_begin();
+    submit();
+    worker_cancel(job);
+    poll_until(1);
+    explore_end();
+    aio_context_unref(co_context[0]);
+}
+
+/* Two completions of one job are a race before one finds it freed. */
+EXPLORE(a_job_is_taken_back_and_gone, .setup = make_one,
+        .threads = {cancel_and_be_gone},
+        .marks = {"worker: a job is taken back",
+                  "worker: too late to take a job back"},
+        .mutants = {{MUTANT_WORKER_CANCEL, "data race", "complete()", false}})
+
 /* The context ends as soon as the job has completed. */
 static void submit_and_end(void)
 {
@@ -131,5 +151,139 @@ EXPLORE(a_nested_poll_waits_for_a_job, .setup = make_one,
         .threads = {poll_within},
         .mutants = {
             {MUTANT_WORKER_NESTED, "lost wake-up", "post_take_all", false}})
+
+/* --- an idle thread gives up ----------------------------------------------*/
+
+EXPLORE(a_job_comes_as_a_thread_gives_up, .setup = make_one,
+        .threads = {submit_two}, .timeouts = true,
+        .marks = {"worker: a job comes as an idle one gives up",
+                  "worker: one ends for want of work"},
+        .mutants = {{MUTANT_WORKER_GIVES_UP, "lost wake-up", "worker", false}})
+
+/* --- a job that waits for the next one ------------------------------------*/
+
+static WorkerJob jobs[2];
+static uint32_t began; /* atomic futex: the second one has */
+
+static int wait_for_the_next(void *arg)
+{
+    (void)arg;
+    while (!load_acquire(&began)) {
+        os_futex_wait(&began, 0, -1);
+    }
+    return 0;
+}
+
+static int begin(void *arg)
+{
+    (void)arg;
+    store_release(&began, 1u);
+    os_futex_wake(&began, 1);
+    return 0;
+}
+
+static void count(WorkerJob *completed)
+{
+    (void)completed;
+    completions++;
+}
+
+static void submit_job(int i, int (*fn)(void *arg))
+{
+    jobs[i].fn = fn;
+    jobs[i].done = count;
+    CHECK_EQ(worker_submit(&jobs[i]), 0);
+}
+
+/* One thread is idle, so the second job needs another. */
+static void submit_two_at_once(void)
+{
+    aio_context_attach(co_context[0]);
+    submit_job(1, begin);
+    poll_until(1);
+    began = 0;
+    explore_begin();
+    submit_job(0, wait_for_the_next);
+    submit_job(1, begin);
+    poll_until(3);
+    explore_end();
+    aio_context_unref(co_context[0]);
+}
+
+EXPLORE(a_job_waits_for_the_next, .setup = make_one,
+        .threads = {submit_two_at_once},
+        .mutants = {{MUTANT_WORKER_MISCOUNTS, "lost wake-up",
+                     "wait_for_the_next", false}})
+
+/* --- two contexts ---------------------------------------------------------*/
+
+static bool finished[2]; /* each its own thread's */
+
+static void make_two(void)
+{
+    co_make_contexts(2);
+}
+
+static void finish_own(WorkerJob *completed)
+{
+    finished[completed - jobs] = true;
+}
+
+static int do_nothing(void *arg)
+{
+    (void)arg;
+    return 0;
+}
+
+static void submit_from(int i)
+{
+    aio_context_attach(co_context[i]);
+    jobs[i].fn = do_nothing;
+    jobs[i].done = finish_own;
+    explore_begin();
+    CHECK_EQ(worker_submit(&jobs[i]), 0);
+    while (!finished[i]) {
+        aio_poll(co_context[i], true);
+    }
+    explore_end();
+    aio_context_unref(co_context[i]);
+}
+
+static void submit_from_first(void)
+{
+    submit_from(0);
+}
+
+static void submit_from_second(void)
+{
+    submit_from(1);
+}
+
+EXPLORE(two_contexts_have_jobs, .setup = make_two,
+        .threads = {submit_from_first, submit_from_second})
+
+/* --- a thread that ends while its job is on its way -----------------------*/
+
+static void submit_and_stop(void)
+{
+    aio_context_attach(co_context[0]);
+    explore_begin();
+    submit_job(0, do_nothing);
+    context_stop(co_context[0]);
+    aio_context_unref(co_context[0]);
+    explore_end();
+}
+
+/* done is not called any more. */
+static void check_not_done(void)
+{
+    context_reap();
+    CHECK_EQ(completions, 0);
+}
+
+EXPLORE(a_thread_ends_before_its_job, .setup = make_one,
+        .threads = {submit_and_stop}, .finish = check_not_done,
+        .mutants = {
+            {MUTANT_WORKER_UNPINNED, "failed check", "context_pin", false}})
 
 EXPLORE_MAIN()
