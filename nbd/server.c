@@ -115,6 +115,15 @@ static bool open_exports(Server *server)
     return true;
 }
 
+void server_thread_init(ServerThread *thread, Server *server,
+                        AioContext *context)
+{
+    thread->server = server;
+    thread->context = context;
+    buffer_cache_init(&thread->buffers, context);
+    input_sweep_init(thread);
+}
+
 static bool start_threads(Server *server)
 {
     server->threads = calloc(server->options->threads,
@@ -135,10 +144,7 @@ static bool start_threads(Server *server)
                      strerror(-ret));
             return false;
         }
-        thread->server = server;
-        thread->context = iothread_context(thread->iothread);
-        buffer_cache_init(&thread->buffers, thread->context);
-        input_sweep_init(thread);
+        server_thread_init(thread, server, iothread_context(thread->iothread));
         server->n_threads++;
     }
     return true;
@@ -317,11 +323,8 @@ void server_stop(Server *server)
     }
 }
 
-/* In an I/O thread, after its last connection. */
-static void thread_clear(void *opaque)
+void server_thread_clear(ServerThread *thread)
 {
-    ServerThread *thread = opaque;
-
     assert(!thread->connections);
     aio_timer_del(&thread->sweep);
     buffer_cache_clear(&thread->buffers);
@@ -331,6 +334,12 @@ static void thread_clear(void *opaque)
         thread->free_requests = req->next;
         free(req);
     }
+}
+
+/* In an I/O thread. */
+static void thread_clear(void *opaque)
+{
+    server_thread_clear(opaque);
 }
 
 void server_clear(Server *server)

@@ -81,6 +81,14 @@ void server_stop(Server *server);
 void server_clear(Server *server);
 
 /**
+ * Prepare *thread, all zeroes, to serve connections on the thread that polls
+ * context; and undo that on the thread itself, after its last connection.
+ */
+void server_thread_init(ServerThread *thread, Server *server,
+                        AioContext *context);
+void server_thread_clear(ServerThread *thread);
+
+/**
  * The export of that name, or NULL; the empty name is the default's.
  */
 Export *server_find_export(Server *server, const void *name, size_t length);
