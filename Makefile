@@ -7,10 +7,9 @@ DESTDIR ?=
 BUILD ?= build/release
 JOBS ?= $(shell nproc)
 IMAGE ?=
-SECONDS ?= 600
 export PREFIX DESTDIR IMAGE SOCKET TCP JOBS
 
-.PHONY: build serve test test-quick test-matrix explore soak bench install
+.PHONY: build serve test test-quick test-matrix explore soak fuzz bench install
 .PHONY: format clean help
 
 build: ## build the library and coaio-nbd (default)
@@ -39,7 +38,10 @@ soak: ## the threaded tests, over and over, where schedules are rare: SECONDS=60
 	@scripts/configure build/soak -Dwerror=true -Ddelays=true -Dnbd=false \
 	    -Dexamples=false
 	@ninja -j$(JOBS) -C build/soak --quiet
-	@scripts/soak --seconds $(SECONDS) build/soak build/soak/failures
+	@scripts/soak --seconds $(or $(SECONDS),600) build/soak build/soak/failures
+
+fuzz: ## coaio-nbd's parsers, each for SECONDS=15; clang's libFuzzer
+	@scripts/fuzz $(SECONDS)
 
 bench: ## compare with the rivals; writes build/bench/results.json
 	@scripts/install-deps build bench
