@@ -51,9 +51,8 @@ EXPLORE(
         {MUTANT_BRIEF_NO_WAKE, "lost wake-up", "brief_lock_slow", false}})
 EXPLORE(two_writers, .setup = make_two, .threads = {write_0, write_1})
 
-/* Three threads take long: one preemption less. */
 EXPLORE(two_readers_and_a_writer, .setup = make_three,
-        .threads = {read_0, write_1, read_2}, .bound = 1)
+        .threads = {read_0, write_1, read_2})
 
 /* --- downgrade: who wants to read comes in --------------------------------*/
 
