@@ -94,7 +94,6 @@ struct ExploreCase {
     void (*finish)(void);
     const char *marks[EXPLORE_LIST];     /* each must be reached */
     ExploreMutant mutants[EXPLORE_LIST]; /* each must be found */
-    const char *replays[EXPLORE_LIST];   /* schedules that failed once */
     const char *fails;  /* the explorer's own tests: this must be reported */
     uint64_t allowed;   /* outcomes: each must be seen, ... */
     uint64_t forbidden; /* ... and none of these; no others exist */

@@ -263,19 +263,6 @@ static bool fails_as_planted(const ExploreCase *test)
     return fails_as(test->fails);
 }
 
-/* Schedules that failed once do not fail any more. */
-static bool check_replays(const ExploreCase *test)
-{
-    for (unsigned i = 0; i < EXPLORE_LIST && test->replays[i]; i++) {
-        search_replay(test, test->replays[i]);
-        if (machine->failure[0]) {
-            printf("# again: %s\n", test->replays[i]);
-            return false;
-        }
-    }
-    return true;
-}
-
 static void run_case(const ExploreCase *test)
 {
     double begin = now_s();
@@ -294,8 +281,6 @@ static void run_case(const ExploreCase *test)
         }
     } else if (!ok) {
         print_failure();
-    } else {
-        ok = check_replays(test);
     }
     tap(ok, "%s%s", test->name, "");
 }
