@@ -181,6 +181,7 @@ typedef struct Cut {
 typedef struct CutReader {
     int fd;
     unsigned *left;    /* atomic */
+    unsigned *unread;  /* atomic; bytes that are under way */
     Coroutine *closer; /* woken by the last */
 } CutReader;
 
@@ -197,6 +198,9 @@ static void coroutine_fn read_until_cut(void *opaque)
         n = co_recv(reader->fd, &byte, 1, 0);
         CHECK(n == 1 || n == -ECANCELED || n == -EBADF);
         CHECK(n != 1 || byte == 'd');
+        if (n == 1) {
+            fetch_sub_acq_rel(reader->unread, 1u);
+        }
         /* As one that is not sure whether it is closed must not go on. */
     } while (n == 1);
     if (fetch_sub_acq_rel(left, 1u) == 1) {
@@ -226,11 +230,12 @@ static bool all_wait(int fd)
 /*
  * One that begins to read at the moment of co_close() has no order with it, as
  * with read(2) and close(2), and TSan says so; it gets to see only those who
- * wait.  (Here the number is not used again while somebody may come late.)
+ * wait, and have no byte left that would set them going again.  (Here the
+ * number is not used again while somebody may come late.)
  */
-static void coroutine_fn let_them_wait(int fd)
+static void coroutine_fn let_them_wait(int fd, const unsigned *unread)
 {
-    while (COAIO_TSAN && !all_wait(fd)) {
+    while (COAIO_TSAN && (load_acquire(unread) > 0 || !all_wait(fd))) {
         co_sleep_ns(0);
     }
 }
@@ -241,14 +246,16 @@ static void coroutine_fn cut(void *opaque)
 
     for (unsigned long r = 0; r < c->rounds; r++) {
         CutReader readers[CUT_READERS];
-        unsigned left = CUT_READERS;
+        unsigned left = CUT_READERS, unread = 0;
 
         CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, c->fds), 0);
         for (unsigned i = 0; i < CUT_READERS; i++) {
-            readers[i] = (CutReader){c->fds[0], &left, coroutine_self()};
+            readers[i] =
+                (CutReader){c->fds[0], &left, &unread, coroutine_self()};
             start(c->seed + i, read_until_cut, &readers[i]);
         }
         for (int i = rand_r(&c->seed) % 4; i > 0; i--) {
+            fetch_add_relaxed(&unread, 1u);
             CHECK_EQ(co_send(c->fds[1], "d", 1, 0), 1);
             co_sleep_ns(rand_r(&c->seed) % 2 * 20000);
         }
@@ -256,7 +263,7 @@ static void coroutine_fn cut(void *opaque)
          * A reader between two calls may come to the number too late, which
          * no library can help; so the number stays closed until they ended.
          */
-        let_them_wait(c->fds[0]);
+        let_them_wait(c->fds[0], &unread);
         CHECK_EQ(co_close(c->fds[0]), 0);
         coroutine_yield();
         CHECK_EQ(co_close(c->fds[1]), 0);
