@@ -22,6 +22,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "must.h"
@@ -99,6 +100,23 @@ static char *uri_of(int fd)
     return n < 0 ? NULL : uri;
 }
 
+/*
+ * An address is in use: whether to try again, after a while.  Of a server that
+ * was killed just now, and had its sockets watched by io_uring, the kernel lets
+ * go a moment after the process has ended.  Few tries, since each is a
+ * connection to the server that has the socket, if there is one.
+ */
+static bool try_again(int ret, unsigned *tries)
+{
+    struct timespec pause = { .tv_nsec = 1000000L << 2 * *tries };
+
+    if (ret != -EADDRINUSE || ++*tries > 5) {
+        return false;
+    }
+    nanosleep(&pause, NULL);
+    return true;
+}
+
 /* Whether the socket file of sun has no server any more. */
 static bool is_stale(const struct sockaddr_un *sun)
 {
@@ -125,8 +143,11 @@ static int bind_unix(int fd, const struct sockaddr_un *sun)
     const struct sockaddr *sa = (const struct sockaddr *)sun;
 
     if (bind(fd, sa, sizeof(*sun)) < 0) {
-        if (errno != EADDRINUSE || !is_stale(sun)) {
+        if (errno != EADDRINUSE) {
             return -errno;
+        }
+        if (!is_stale(sun)) {
+            return -EADDRINUSE;
         }
         log_line(LOG_LEVEL_INFO, "replacing the stale socket %s",
                  sun->sun_path);
@@ -154,6 +175,7 @@ static bool open_unix(Listeners *listeners, const char *path)
 {
     struct sockaddr_un sun = { .sun_family = AF_UNIX };
     struct stat st;
+    unsigned tries = 0;
     Listener *l;
     int fd, lock, ret;
 
@@ -169,7 +191,9 @@ static bool open_unix(Listeners *listeners, const char *path)
         return false;
     }
     lock = lock_directory(path);
-    ret = bind_unix(fd, &sun);
+    do {
+        ret = bind_unix(fd, &sun);
+    } while (try_again(ret, &tries));
     if (ret == 0) {
         l = add_listener(listeners, fd);
         l->uri = unix_uri(path);
@@ -234,7 +258,11 @@ static bool open_tcp(Listeners *listeners, const TcpSpec *spec)
     }
     ret = 0;
     for (struct addrinfo *ai = list; ai && ret == 0; ai = ai->ai_next) {
-        ret = open_tcp_address(listeners, ai);
+        unsigned tries = 0;
+
+        do {
+            ret = open_tcp_address(listeners, ai);
+        } while (try_again(ret, &tries));
         any |= ret == 0;
         /* A name may stand for addresses of a kind that is switched off. */
         if ((ret == -EAFNOSUPPORT || ret == -EADDRNOTAVAIL) &&
