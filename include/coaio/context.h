@@ -55,8 +55,12 @@ COAIO_BEGIN_DECLS
 typedef struct AioContextOptions {
     size_t size;         /* sizeof(AioContextOptions) */
     const char *name;    /* for reports; copied, at most 31 bytes are kept */
-    const char *engine;  /* "epoll" or "poll"; NULL: the environment's
-                            COAIO_ENGINE, or else the best that works here */
+    const char *engine;  /* "epoll", "poll" or "uring" (or "io_uring", which is
+                            the same); NULL: the environment's COAIO_ENGINE,
+                            or else the better of the first two that works
+                            here.  Where the environment asks for io_uring and
+                            it does not work, that takes its place, too, and
+                            one line on standard error says why. */
 } AioContextOptions;
 
 /**

@@ -739,6 +739,18 @@ void fd_check_no_handler(AioContext *ctx, int fd, const char *call)
 
 /* --- waits ----------------------------------------------------------------*/
 
+/* A wait has ended before its events came. */
+static void leave_watched(FdTable *table, FdRecord *rec)
+{
+    /*
+     * The engine goes on watching: at the worst it reports once, to nobody.
+     * Most likely the coroutine waits again.  But it may close the file.
+     */
+    if (table->ctx->poller.ops->holds_files && !has_waits(rec)) {
+        watch(table, rec, 0);
+    }
+}
+
 /* On the home thread, outside the waiter. */
 static void fd_wait_cancel(CoWait *wait, int error)
 {
@@ -750,11 +762,8 @@ static void fd_wait_cancel(CoWait *wait, int error)
     os_mutex_lock(&table->lock);
     ours = list_linked(&w->link) && !co_wait_ended(wait); /* not settled */
     if (ours) {
-        /*
-         * The engine goes on watching: at the worst it reports once, to
-         * nobody.  Most likely the coroutine waits again.
-         */
         list_remove(&w->link);
+        leave_watched(table, record_find(table, w->fd));
     }
     os_mutex_unlock(&table->lock);
     if (ours) {

@@ -34,6 +34,12 @@ static bool work_pending(const AioContext *ctx)
            context_hurried(ctx) || fd_always_ready(ctx);
 }
 
+/* Else there is nothing for the engine to find. */
+static bool worth_looking(const AioContext *ctx)
+{
+    return fd_watching(ctx) || load_relaxed(&ctx->poller.due);
+}
+
 int64_t context_prepare(AioContext *ctx)
 {
     int64_t deadline, now;
@@ -113,7 +119,7 @@ static bool short_enough(int64_t timeout_ns)
 static bool busy_poll(AioContext *ctx, int64_t start, int64_t timeout_ns)
 {
     int64_t most = ctx->poll_ns;
-    bool watching = fd_watching(ctx);
+    bool watching = worth_looking(ctx);
     bool saw_idle = short_enough(timeout_ns);
 
     if (timeout_ns >= 0 && timeout_ns < most) {
@@ -207,7 +213,7 @@ static void wait_for_events(AioContext *ctx, int64_t timeout_ns)
  * would rather have blocked. */
 static void look(AioContext *ctx, bool blocking)
 {
-    if (!fd_watching(ctx) || (blocking && ctx->skipped < SKIP_MOST)) {
+    if (!worth_looking(ctx) || (blocking && ctx->skipped < SKIP_MOST)) {
         ctx->skipped++;
         return;
     }
@@ -224,6 +230,9 @@ int64_t context_foreign_prepare(AioContext *ctx)
     if (timeout_ns != 0 &&
         !notify_prepare_sleep(ctx, short_enough(timeout_ns))) {
         timeout_ns = 0;
+    }
+    if (ctx->poller.ops->prepare) {
+        ctx->poller.ops->prepare(ctx);
     }
     return timeout_ns;
 }

@@ -15,6 +15,8 @@
 #include "harness.h"
 
 #include <coaio/context.h>
+#include <errno.h>
+#include <stdbool.h>
 
 #define ON_EACH_ENGINE(name)                                                  \
     static void name(const char *engine);                                     \
@@ -26,7 +28,30 @@
     {                                                                         \
         name("poll");                                                         \
     }                                                                         \
+    TEST(name##_on_uring)                                                     \
+    {                                                                         \
+        needs_uring();                                                        \
+        name("uring");                                                        \
+    }                                                                         \
     static void name(const char *engine)
+
+static inline bool uring_works(void)
+{
+    AioContextOptions options = {.size = sizeof(options), .engine = "uring"};
+    AioContext *ctx = NULL;
+    int ret = aio_context_new(&ctx, &options);
+
+    aio_context_unref(ctx);
+    return ret != -ENOSYS;
+}
+
+/* Skip the case where io_uring does not work. */
+static inline void needs_uring(void)
+{
+    if (!uring_works()) {
+        SKIP("io_uring does not work here");
+    }
+}
 
 static inline AioContext *context_on(const char *engine)
 {

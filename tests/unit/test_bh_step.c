@@ -21,6 +21,7 @@
 #include <coaio/fd.h>
 #include <coaio/wake.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -334,7 +335,8 @@ static void nothing(void *opaque)
 /*
  * How many instructions it takes to the system call that sleeps.  To measure
  * that, a descriptor that is ready ends the sleep at once; it is watched later
- * on, too, so that the way is the same.
+ * on, too, and the pass before has done what the engine has to do for that, so
+ * that the way is the same.
  */
 static unsigned steps_to_sleep(const int ends[2])
 {
@@ -347,6 +349,7 @@ static unsigned steps_to_sleep(const int ends[2])
     CHECK(kernel_at > 0);
     CHECK(os_counter(OS_COUNT_SYSCALLS) > syscalls);
     CHECK_EQ(read(ends[0], &c, 1), 1);
+    CHECK(!aio_poll(ctx, false));
     return kernel_at;
 }
 
@@ -359,6 +362,7 @@ TEST(on_the_way_into_the_sleep_another_is_scheduled)
     unsigned most;
     int ends[2];
 
+    unsetenv("COAIO_URING_WITHOUT"); /* else what is ready is seen before */
     begin(false);
     CHECK_EQ(pipe(ends), 0);
     CHECK_EQ(aio_set_fd_handler(ctx, ends[0], nothing, NULL, NULL, NULL, NULL),

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * A context that is driven by a foreign loop: here a poll(2) on the descriptor
- * of the epoll engine, between context_foreign_prepare() and _dispatch().
- * Whatever makes work for the context has to end that sleep.
+ * of the engine, between context_foreign_prepare() and _dispatch().  Whatever
+ * makes work for the context has to end that sleep.
  */
+#include "engines.h"
 #include "harness.h"
 #include "loop/context.h"
 
@@ -17,14 +18,23 @@
 static AioContext *ctx;
 static unsigned ran;
 
-static void set_up(void)
-{
-    static const AioContextOptions options = {
-        .size = sizeof(options),
-        .engine = "epoll",
-    };
+/* Cases that run on each engine that has a descriptor. */
+#define ON_EACH_DRIVEN(name)                                                  \
+    static void name(const char *engine);                                     \
+    TEST(name##_on_epoll)                                                     \
+    {                                                                         \
+        name("epoll");                                                        \
+    }                                                                         \
+    TEST(name##_on_uring)                                                     \
+    {                                                                         \
+        needs_uring();                                                        \
+        name("uring");                                                        \
+    }                                                                         \
+    static void name(const char *engine)
 
-    CHECK_EQ(aio_context_new(&ctx, &options), 0);
+static void set_up(const char *engine)
+{
+    ctx = context_on(engine);
     aio_context_attach(ctx);
 }
 
@@ -62,12 +72,12 @@ static void *schedule_when_asleep(void *opaque)
     return NULL;
 }
 
-TEST(a_post_of_another_thread_ends_the_sleep)
+ON_EACH_DRIVEN(a_post_of_another_thread_ends_the_sleep)
 {
     pthread_t thread;
     AioBH *bh;
 
-    set_up();
+    set_up(engine);
     bh = aio_bh_new(ctx, count, NULL);
     for (unsigned i = 1; i <= 100; i++) {
         CHECK_EQ(pthread_create(&thread, NULL, schedule_when_asleep, bh), 0);
@@ -80,9 +90,9 @@ TEST(a_post_of_another_thread_ends_the_sleep)
     aio_context_unref(ctx);
 }
 
-TEST(work_that_is_there_does_not_let_it_sleep)
+ON_EACH_DRIVEN(work_that_is_there_does_not_let_it_sleep)
 {
-    set_up();
+    set_up(engine);
     aio_bh_schedule_oneshot(ctx, count, NULL);
     CHECK_EQ(context_foreign_prepare(ctx), 0);
     CHECK(context_foreign_dispatch(ctx));
@@ -92,11 +102,11 @@ TEST(work_that_is_there_does_not_let_it_sleep)
     aio_context_unref(ctx);
 }
 
-TEST(a_timer_limits_the_sleep)
+ON_EACH_DRIVEN(a_timer_limits_the_sleep)
 {
     AioTimer timer;
 
-    set_up();
+    set_up(engine);
     aio_timer_init(&timer, ctx, AIO_CLOCK_MONOTONIC, count, NULL);
     aio_timer_mod_ns(&timer, aio_clock_ns(AIO_CLOCK_MONOTONIC) + 1000000);
     while (ran == 0) {
@@ -105,11 +115,11 @@ TEST(a_timer_limits_the_sleep)
     aio_context_unref(ctx);
 }
 
-TEST(a_ready_descriptor_ends_the_sleep)
+ON_EACH_DRIVEN(a_ready_descriptor_ends_the_sleep)
 {
     int fds[2];
 
-    set_up();
+    set_up(engine);
     CHECK_EQ(pipe(fds), 0);
     CHECK_EQ(aio_set_fd_handler(ctx, fds[0], count, NULL, NULL, NULL, NULL),
              0);

@@ -8,6 +8,7 @@
  * Blocks are counted: one that fails to be allocated counts as allocated, so
  * there is one more than before for each, and none for other calls that fail.
  */
+#include "engines.h"
 #include "harness.h"
 #include "loopthread.h"
 #include "os/fault.h"
@@ -19,6 +20,7 @@
 #include <coaio/wake.h>
 #include <dirent.h>
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum {
@@ -114,10 +116,10 @@ static void undo_context(void *ctx)
 
 TEST(a_context_fails_cleanly)
 {
-    static const char *const engines[] = {"epoll", "poll"};
+    static const char *const engines[] = {"epoll", "poll", "uring"};
 
-    for (int i = 0; i < 2; i++) {
-        unsigned epoll = i == 0;
+    for (int i = 0; i < (uring_works() ? 3 : 2); i++) {
+        unsigned epoll = i == 0, uring = i == 2;
 
         engine = engines[i];
         CHECK(fail_each("alloc", ENOMEM, try_context, undo_context) >= 2);
@@ -126,11 +128,17 @@ TEST(a_context_fails_cleanly)
                  epoll);
         CHECK_EQ(fail_each("epoll_ctl", ENOSPC, try_context, undo_context),
                  epoll);
+        CHECK_EQ(fail_each("io_uring_setup", EMFILE, try_context,
+                           undo_context),
+                 uring);
+        CHECK_EQ(fail_each("io_uring_register", EMFILE, try_context,
+                           undo_context),
+                 uring);
     }
 }
 
 /* Whatever fails, and with an error that is none of the expected ones. */
-TEST(a_context_fails_with_the_error_that_there_was)
+static void fail_any(void)
 {
     int ret;
 
@@ -138,7 +146,7 @@ TEST(a_context_fails_with_the_error_that_there_was)
         AioContext *ctx = NULL;
 
         os_fault_arm(nth, ENOMEM, NULL);
-        ret = aio_context_new(&ctx, NULL);
+        ret = try_context(&ctx);
         if (!os_fault_fired()) {
             CHECK_EQ(ret, 0);
             aio_context_unref(ctx);
@@ -148,6 +156,17 @@ TEST(a_context_fails_with_the_error_that_there_was)
         CHECK(ctx == NULL);
     }
     CHECK(!"there is an end to it");
+}
+
+TEST(a_context_fails_with_the_error_that_there_was)
+{
+    static const char *const engines[] = {NULL, "poll", "uring"};
+
+    unsetenv("COAIO_ENGINE");
+    for (int i = 0; i < (uring_works() ? 3 : 2); i++) {
+        engine = engines[i];
+        fail_any();
+    }
 }
 
 /* --- I/O threads ----------------------------------------------------------*/
@@ -319,24 +338,33 @@ static void set_flag(void *opaque)
     *(bool *)opaque = true;
 }
 
+/* How the engine of ctx waits. */
+static const char *wait_call(const AioContext *ctx)
+{
+    switch (aio_context_engine(ctx)[0]) {
+    case 'e':
+        return "epoll_wait";
+    case 'u':
+        return "io_uring_enter";
+    default:
+        return "poll";
+    }
+}
+
 /* A wait that fails is one that found nothing; what is due runs all the same,
  * and the next pass waits again. */
 TEST(a_wait_that_fails_does_not_stop_the_loop)
 {
-    static const char *const calls[] = {"epoll_wait", "poll"};
     static const int errors[] = {EINTR, ENOMEM};
 
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 2; i++) {
         AioContext *ctx = attach_new();
         AioBHStorage storage;
         bool done = false;
 
-        os_fault_arm(1, errors[i / 2], calls[i % 2]);
-        if (aio_context_engine(ctx)[0] == calls[i % 2][0]) {
-            CHECK(!aio_poll(ctx, true));
-            CHECK(os_fault_fired());
-        }
-        os_fault_arm(0, 0, NULL);
+        os_fault_arm(1, errors[i], wait_call(ctx));
+        CHECK(!aio_poll(ctx, true));
+        CHECK(os_fault_fired());
         aio_bh_schedule_oneshot_embedded(ctx, &storage, set_flag, &done);
         CHECK(aio_poll(ctx, true));
         CHECK(done);
@@ -357,8 +385,7 @@ TEST(a_wait_that_fails_loses_no_notification)
 {
     AioContext *ctx = attach_new();
 
-    os_fault_arm(1, EINTR,
-                 aio_context_engine(ctx)[0] == 'e' ? "epoll_wait" : "poll");
+    os_fault_arm(1, EINTR, wait_call(ctx));
     CHECK(!aio_poll(ctx, true));
     CHECK(os_fault_fired());
     run_in_thread(post_flag, ctx);

@@ -9,9 +9,7 @@
  * by update(); an engine may keep it in the kernel (epoll) or build it for
  * each wait (poll).
  *
- * io_uring will be another such table.  It adds operations that complete by
- * themselves; its submit hook takes them in, wait() submits and reaps them in
- * one system call, and completions are posted to the context like wake-ups.
+ * io_uring is not there if the library was built without it.
  */
 #ifndef COAIO_LOOP_POLLER_H
 #define COAIO_LOOP_POLLER_H
@@ -24,6 +22,12 @@ struct IoOp; /* an operation that an engine completes: none in this release */
 
 typedef struct PollerOps {
     const char *name;
+
+    /*
+     * What is watched holds the open file: closing the descriptor does not
+     * close that.  So nothing may be watched that nobody waits for.
+     */
+    bool holds_files;
 
     /* Set up; returns 0 or -errno (-ENOSYS: not on this machine). */
     int (*open)(struct AioContext *ctx);
@@ -57,15 +61,21 @@ typedef struct PollerOps {
     /* A descriptor that is readable when wait() would find something, for
      * foreign loops; or -1. */
     int (*descriptor)(struct AioContext *ctx);
+
+    /* Before a foreign loop sleeps on that; or NULL.  Home thread. */
+    void (*prepare)(struct AioContext *ctx);
 } PollerOps;
 
 typedef struct Poller {
     const PollerOps *ops;
     void *state;   /* the engine's own */
+    uint32_t due;  /* atomic; it has something to tell the kernel, and wants
+                      to wait() even if nothing is watched */
 } Poller;
 
 extern const PollerOps poller_epoll;
 extern const PollerOps poller_poll;
+extern const PollerOps poller_uring;
 
 /* In the events of update(); no POLL... flag has this value. */
 #define POLLER_ONESHOT (UINT32_C(1) << 30)

@@ -1,0 +1,515 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The io_uring engine.
+ *
+ * Guarantees: a wait is one system call, in which all changes of what is
+ * watched since the last one are submitted, too; a look that finds nothing is
+ * none.  Interest that another thread changes takes effect in the next wait:
+ * fd.c notifies the home thread.  Does not guarantee that a descriptor that is
+ * not open is found out when it is watched: the report says so (POLLNVAL).
+ *
+ * Each descriptor that is watched has one request in the kernel, a poll that
+ * completes once.  For a handler, which is watched level-triggered, the next
+ * wait makes a new one, which completes at once while the descriptor is ready.
+ * update() writes down what is wanted; wait() compares that with what the
+ * kernel has, since only the home thread may use the ring.
+ *
+ * The event fd is watched by a poll that goes on and on, and is never read:
+ * each time that it is set completes it.  (If it is a pipe, it is drained.)
+ *
+ * WHAT THE KERNEL IS LIKE
+ *
+ *   A request holds its open file.  So descriptors on which nobody waits must
+ *   not be watched, or closing one would not close the file (holds_files).
+ *   When the home thread stops watching, the request is ended there and then,
+ *   since close(2) may be next.  Other threads cannot do that: for them the
+ *   file is let go in the next pass of the home thread, which they have woken.
+ *
+ *   A poll is for POLLRDHUP, too, always.  Where the peer has shut down its
+ *   side, one for POLLOUT completes at once, again and again.  From the first
+ *   such report on the descriptor is watched by a poll that goes on, which
+ *   completes with each change only, until something comes that was asked for.
+ *
+ * INVARIANTS
+ *
+ *   1. A watch whose request is not what is wanted is in the list `changed`,
+ *      once.
+ *   2. A completion is that of the request that the kernel has if it has the
+ *      serial `armed`; else that has been removed, and it is ignored.
+ */
+#include "base/assert.h"
+#include "loop/context.h"
+#include "loop/poller/poller.h"
+#include "os/clock.h"
+#include "os/event.h"
+#include "os/memory.h"
+#include "os/misc.h"
+#include "os/uring.h"
+
+#include <errno.h>
+#include <string.h>
+
+/* Completions that one wait takes. */
+#define BATCH 256
+
+#define TROUBLE ((uint32_t)(POLLERR | POLLHUP | POLLNVAL))
+
+/*
+ * What the kernel hands back: a descriptor (28 bits are enough: fd.c) and its
+ * serial, or one of the others.
+ */
+enum {
+    DATA_POLL = 1,
+    DATA_EVENT,
+    DATA_IGNORE
+};
+#define DATA_KIND  7u
+#define DATA_SHIFT 3
+
+#define NONE (-1)
+
+/* A descriptor. */
+typedef struct Watch {
+    uint32_t events; /* wanted, with POLLER_ONESHOT; 0: nothing */
+    uint32_t serial; /* of what is wanted */
+    uint32_t armed;  /* of the request that the kernel has, if: */
+    bool in_kernel;  /* there is one */
+    bool goes_on;    /* to be watched by one that goes on */
+    bool listed;     /* in changed */
+    int next;        /* in changed, or NONE */
+} Watch;
+
+typedef struct UringState {
+    OsUring *ring; /* the home thread's */
+    bool enabled;  /* likewise */
+    bool hears;    /* likewise: the event fd is watched */
+    bool polled;   /* likewise: a foreign loop may poll the ring */
+
+    OsMutex lock;   /* of all below; taken after that of the fd table */
+    Watch *watches; /* by descriptor */
+    unsigned n;
+    int first; /* changed: descriptors, in order; or NONE */
+    int last;
+} UringState;
+
+static bool is_pipe(const AioContext *ctx)
+{
+    return ctx->event[0] != ctx->event[1];
+}
+
+static uint64_t poll_data(int fd, uint32_t serial)
+{
+    return (uint64_t)serial << 32 | (uint32_t)fd << DATA_SHIFT | DATA_POLL;
+}
+
+/* --- life -----------------------------------------------------------------*/
+
+static unsigned features_to_avoid(void)
+{
+    const char *names = os_getenv("COAIO_URING_WITHOUT");
+    unsigned without = 0;
+
+    if (!names) {
+        return 0;
+    }
+    without |= strstr(names, "defer") ? OS_URING_NO_DEFER : 0;
+    without |= strstr(names, "coop") ? OS_URING_NO_COOP : 0;
+    without |= strstr(names, "skip") ? OS_URING_NO_SKIP : 0;
+    return without;
+}
+
+static int open_uring(AioContext *ctx)
+{
+    UringState *state = os_alloc(sizeof(*state));
+    int ret;
+
+    if (!state) {
+        return -ENOMEM;
+    }
+    ret = os_uring_open(&state->ring, features_to_avoid());
+    if (ret < 0) {
+        os_free(state);
+        return ret;
+    }
+    os_mutex_init(&state->lock);
+    state->first = NONE;
+    ctx->poller.state = state;
+    return 0;
+}
+
+static void close_uring(AioContext *ctx)
+{
+    UringState *state = ctx->poller.state;
+
+    os_uring_close(state->ring);
+    os_mutex_destroy(&state->lock);
+    os_free(state->watches);
+    os_free(state);
+}
+
+/* The home thread uses the ring from now on. */
+static COLD void enable(AioContext *ctx, UringState *state)
+{
+    CoroutineLabel label;
+    int ret = os_uring_enable(state->ring);
+
+    if (ret < 0) {
+        misuse("aio_poll: the ring of %s was made, but may not be used by "
+               "this thread (error %d): forbid io_uring before contexts are "
+               "made, not after",
+               context_label(ctx, &label), -ret);
+    }
+    state->enabled = true;
+}
+
+/* --- what is wanted -------------------------------------------------------*/
+
+static int reserve_locked(UringState *state, int fd)
+{
+    unsigned n = state->n ? state->n : 64;
+    Watch *watches;
+
+    if ((unsigned)fd < state->n) {
+        return 0;
+    }
+    while (n <= (unsigned)fd) {
+        n *= 2;
+    }
+    watches = os_realloc(state->watches, n * sizeof(*watches));
+    if (!watches) {
+        return -ENOMEM;
+    }
+    memset(watches + state->n, 0, (n - state->n) * sizeof(*watches));
+    state->watches = watches;
+    state->n = n;
+    return 0;
+}
+
+static void list_changed_locked(UringState *state, int fd)
+{
+    Watch *watch = &state->watches[fd];
+
+    if (watch->listed) {
+        return;
+    }
+    watch->listed = true; /* INVARIANTS 1 */
+    watch->next = NONE;
+    if (state->first == NONE) {
+        state->first = fd;
+    } else {
+        state->watches[state->last].next = fd;
+    }
+    state->last = fd;
+}
+
+static int want_locked(UringState *state, int fd, uint32_t serial,
+                       uint32_t events)
+{
+    Watch *watch;
+
+    if (events == 0 && (unsigned)fd >= state->n) {
+        return 0;
+    }
+    if (reserve_locked(state, fd) < 0) {
+        return -ENOMEM;
+    }
+    watch = &state->watches[fd];
+    watch->events = events;
+    watch->serial = serial;
+    watch->goes_on = false;
+    if (events || watch->in_kernel) {
+        list_changed_locked(state, fd);
+    }
+    return 0;
+}
+
+/* --- what the kernel has --------------------------------------------------*/
+
+/* Returns 0, or -EAGAIN: later. */
+static int arm_locked(UringState *state, int fd, Watch *watch)
+{
+    int ret = 0;
+
+    if (watch->in_kernel) {
+        ret = os_uring_poll_remove(state->ring, poll_data(fd, watch->armed),
+                                   DATA_IGNORE);
+    }
+    if (ret < 0) {
+        return ret;
+    }
+    watch->in_kernel = false;
+    if (watch->events) {
+        ret = os_uring_poll(state->ring, fd, watch->events & ~POLLER_ONESHOT,
+                            watch->goes_on, poll_data(fd, watch->serial));
+        watch->in_kernel = ret == 0;
+        watch->armed = watch->serial;
+    }
+    return ret;
+}
+
+/* Queue all changes.  Returns 0, or -EAGAIN: some are left. */
+static int arm_all_locked(UringState *state)
+{
+    while (state->first != NONE) {
+        Watch *watch = &state->watches[state->first];
+        int ret = arm_locked(state, state->first, watch);
+
+        if (ret < 0) {
+            return ret;
+        }
+        watch->listed = false;
+        state->first = watch->next;
+    }
+    return 0;
+}
+
+/* Queue what the kernel is to know before the next wait. */
+static int prepare(AioContext *ctx, UringState *state)
+{
+    int ret = 0;
+
+    if (unlikely(!state->enabled)) {
+        enable(ctx, state);
+    }
+    if (unlikely(!state->hears)) {
+        ret =
+            os_uring_poll(state->ring, ctx->event[0], POLLIN, true, DATA_EVENT);
+        state->hears = ret == 0;
+    }
+    os_mutex_lock(&state->lock);
+    if (arm_all_locked(state) < 0) {
+        ret = -EAGAIN;
+    }
+    store_relaxed(&ctx->poller.due, state->first != NONE);
+    os_mutex_unlock(&state->lock);
+    return ret;
+}
+
+/* Ask the kernel whether fd is open. */
+static int check_open(int fd)
+{
+    struct pollfd probe = {.fd = fd};
+
+    return os_poll(&probe, 1, 0) == 1 && (probe.revents & POLLNVAL) ? -EBADF
+                                                                    : 0;
+}
+
+static int update_uring(AioContext *ctx, int fd, uint32_t serial, uint32_t old,
+                        uint32_t events)
+{
+    UringState *state = ctx->poller.state;
+    bool held;
+    int ret;
+
+    (void)old;
+    /* Who waits has just tried, and found it open; a handler may be new. */
+    if (events && !(events & POLLER_ONESHOT)) {
+        ret = check_open(fd);
+        if (ret < 0) {
+            events = 0;
+        }
+    } else {
+        ret = 0;
+    }
+    os_mutex_lock(&state->lock);
+    if (want_locked(state, fd, serial, events) < 0) {
+        ret = -ENOMEM;
+    }
+    store_relaxed(&ctx->poller.due, state->first != NONE);
+    held =
+        events == 0 && (unsigned)fd < state->n && state->watches[fd].in_kernel;
+    os_mutex_unlock(&state->lock);
+    if (held && context_is_home(ctx, os_thread())) {
+        prepare(ctx, state);
+        os_uring_wait(state->ring, 0); /* what completes is taken later */
+    }
+    return ret;
+}
+
+/* --- waiting --------------------------------------------------------------*/
+
+/* Returns what fd_ready() is to be told, or 0: nothing. */
+static uint32_t poll_completed_locked(UringState *state, int fd,
+                                      uint32_t serial,
+                                      const OsUringEvent *event)
+{
+    Watch *watch = &state->watches[fd];
+    uint32_t happened, wanted = watch->events | TROUBLE;
+
+    if (!watch->in_kernel || watch->armed != serial) {
+        return 0; /* INVARIANTS 2 */
+    }
+    watch->in_kernel = event->more;
+    if (watch->serial != serial || !watch->events) {
+        return 0;
+    }
+    happened = event->result == -EBADF ? POLLNVAL
+               : event->result < 0     ? POLLERR
+                                       : (uint32_t)event->result & wanted;
+    if (happened == 0) {
+        watch->goes_on = true;
+        if (!event->more) {
+            list_changed_locked(state, fd);
+        }
+        return 0;
+    }
+    watch->goes_on = false;
+    if (watch->events & POLLER_ONESHOT) {
+        watch->events = 0;
+    }
+    if (watch->events || watch->in_kernel) {
+        list_changed_locked(state, fd);
+    }
+    return happened;
+}
+
+static int poll_completed(AioContext *ctx, UringState *state,
+                          const OsUringEvent *event)
+{
+    int fd = (int)((uint32_t)event->data >> DATA_SHIFT);
+    uint32_t serial = (uint32_t)(event->data >> 32);
+    uint32_t happened;
+
+    os_mutex_lock(&state->lock);
+    happened = poll_completed_locked(state, fd, serial, event);
+    os_mutex_unlock(&state->lock);
+    return happened && fd_ready(ctx, fd, serial, happened);
+}
+
+static void event_completed(AioContext *ctx, UringState *state,
+                            const OsUringEvent *event)
+{
+    state->hears = event->more;
+    if (is_pipe(ctx)) {
+        os_event_drain(ctx->event);
+    }
+}
+
+/* Take what has completed.  Returns how many descriptors were reported, and
+ * whether any of it was to end the sleep. */
+static int take_completed(AioContext *ctx, UringState *state, bool *awake)
+{
+    OsUringEvent event;
+    int reported = 0;
+
+    for (int i = 0; i < BATCH && os_uring_take(state->ring, &event); i++) {
+        switch (event.data & DATA_KIND) {
+        case DATA_POLL:
+            reported += poll_completed(ctx, state, &event);
+            break;
+        case DATA_EVENT:
+            event_completed(ctx, state, &event);
+            *awake = true;
+            break;
+        default:
+            invariant((event.data & DATA_KIND) == DATA_IGNORE);
+            break;
+        }
+    }
+    *awake |= reported > 0;
+    return reported;
+}
+
+/* What is left of a sleep until deadline. */
+static int64_t remaining(int64_t timeout_ns, int64_t deadline)
+{
+    int64_t left;
+
+    if (timeout_ns <= 0) {
+        return timeout_ns;
+    }
+    left = deadline - os_clock_monotonic_ns();
+    return left > 0 ? left : 0;
+}
+
+static int64_t deadline_of(int64_t timeout_ns)
+{
+    int64_t now = timeout_ns > 0 ? os_clock_monotonic_ns() : 0;
+
+    return timeout_ns < INT64_MAX - now ? now + timeout_ns : INT64_MAX;
+}
+
+static int await_uring(AioContext *ctx, int64_t timeout_ns)
+{
+    UringState *state = ctx->poller.state;
+    int64_t deadline = deadline_of(timeout_ns);
+    bool awake = false;
+    int reported, ret;
+
+    for (;;) {
+        /* Without room for what is wanted, look, but do not sleep. */
+        if (prepare(ctx, state) < 0) {
+            timeout_ns = 0;
+        }
+        ret = os_uring_wait(state->ring, timeout_ns);
+        reported = take_completed(ctx, state, &awake);
+        if (awake || ret < 0 || timeout_ns == 0) {
+            return reported ? reported : ret;
+        }
+        /* Only the ends of what was removed, or the time has passed. */
+        timeout_ns = remaining(timeout_ns, deadline);
+    }
+}
+
+/* --- a foreign loop -------------------------------------------------------*/
+
+/* The kernel has forgotten all. */
+static void forget_locked(UringState *state)
+{
+    for (unsigned fd = 0; fd < state->n; fd++) {
+        Watch *watch = &state->watches[fd];
+
+        watch->in_kernel = false;
+        if (watch->events) {
+            list_changed_locked(state, (int)fd);
+        }
+    }
+}
+
+/* Take a ring that can be polled in place of the one that cannot.  Returns
+ * whether there is one. */
+static COLD bool make_pollable(UringState *state)
+{
+    OsUring *ring;
+
+    if (os_uring_open(&ring, features_to_avoid() | OS_URING_NO_DEFER) < 0) {
+        return false;
+    }
+    os_uring_close(state->ring);
+    state->ring = ring;
+    state->enabled = false;
+    state->hears = false;
+    state->polled = true;
+    os_mutex_lock(&state->lock);
+    forget_locked(state);
+    os_mutex_unlock(&state->lock);
+    return true;
+}
+
+static int describe_uring(AioContext *ctx)
+{
+    UringState *state = ctx->poller.state;
+
+    return state->polled || make_pollable(state)
+               ? os_uring_descriptor(state->ring)
+               : -1;
+}
+
+static void prepare_uring(AioContext *ctx)
+{
+    UringState *state = ctx->poller.state;
+
+    prepare(ctx, state);
+    os_uring_wait(state->ring, 0);
+}
+
+const PollerOps poller_uring = {
+    .name = "uring",
+    .holds_files = true,
+    .open = open_uring,
+    .close = close_uring,
+    .update = update_uring,
+    .wait = await_uring,
+    .descriptor = describe_uring,
+    .prepare = prepare_uring,
+};

@@ -1,0 +1,309 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The ring, through liburing.
+ *
+ * Guarantees: what was queued reaches the kernel in order; nothing is lost when
+ * a system call fails, or when more completes than the ring has room for (the
+ * kernel keeps it, and is asked).
+ *
+ * liburing sets up the memory that is shared with the kernel, finds slots and
+ * fills them in.  Its calls that submit and wait are not used: with a timeout
+ * they may wait twice as long if something was submitted besides.  So this file
+ * publishes the tail itself, and enters the kernel by liburing's door.
+ *
+ * MEMORY ORDER: the kernel is the other party.  A slot is filled before the
+ * tail is published (release), and a completion is read after the kernel's
+ * tail (acquire, in liburing).  The flags are hints: what they announce is
+ * fetched with a system call.
+ *
+ * WHAT THE KERNEL MAY LACK, newest first
+ *
+ *   DEFER_TASKRUN  6.1   completions come when we enter the kernel for them;
+ *                        needs SINGLE_ISSUER
+ *   COOP_TASKRUN   5.19  they come when we enter it for anything
+ *   otherwise            they interrupt the thread
+ *   CQE_SKIP       5.17  removals that work say nothing; else the engine is
+ *                        told to ignore them
+ *   RSRC_TAGS      5.13  needed: it came with multishot polls, which have no
+ *                        flag of their own
+ *   EXT_ARG        5.11  needed: waits with a timeout, and nothing besides
+ */
+#include "os/uring.h"
+
+#include "base/atomic.h"
+#include "base/compiler.h"
+#include "os/fault.h"
+#include "os/memory.h"
+#include "os/thread.h"
+
+#include <errno.h>
+#include <liburing.h>
+#include <signal.h>
+
+#define NS_PER_S 1000000000
+
+/* Requests that are queued at once, and completions, at 64 and 16 bytes. */
+#define SUBMISSIONS 128
+#define COMPLETIONS 1024
+
+#define NEEDED \
+    (IORING_FEAT_NODROP | IORING_FEAT_EXT_ARG | IORING_FEAT_RSRC_TAGS)
+
+struct OsUring {
+    struct io_uring ring;
+    bool flagged;   /* the kernel says when it wants to be entered */
+    uint8_t skip;   /* IOSQE_... for a removal */
+    uint64_t known; /* bit by IORING_OP_...: the kernel has it */
+};
+
+/* --- life -----------------------------------------------------------------*/
+
+void os_uring_close(OsUring *ring)
+{
+    os_count(OS_COUNT_SYSCALLS);
+    io_uring_queue_exit(&ring->ring);
+    os_free(ring);
+}
+
+static int set_up(struct io_uring *ring, unsigned flags)
+{
+    struct io_uring_params params = {
+        .flags = flags | IORING_SETUP_R_DISABLED | IORING_SETUP_CLAMP |
+                 IORING_SETUP_CQSIZE,
+        .cq_entries = COMPLETIONS,
+    };
+    int error = os_fault("io_uring_setup");
+
+    int ret;
+
+    os_count(OS_COUNT_SYSCALLS);
+    ret =
+        error ? -error : io_uring_queue_init_params(SUBMISSIONS, ring, &params);
+    return ret == -ENOMEM ? -ENOBUFS : ret;
+}
+
+/* The best that the kernel takes.  It answers EINVAL to what it does not
+ * know. */
+static int set_up_best(struct io_uring *ring, unsigned without)
+{
+    int ret = -EINVAL;
+
+    if (!(without & OS_URING_NO_DEFER)) {
+        ret = set_up(ring,
+                     IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_SINGLE_ISSUER |
+                         IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SUBMIT_ALL);
+    }
+    if (ret == -EINVAL && !(without & OS_URING_NO_COOP)) {
+        ret =
+            set_up(ring, IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG |
+                             IORING_SETUP_SUBMIT_ALL);
+    }
+    if (ret == -EINVAL) {
+        ret = set_up(ring, 0);
+    }
+    return ret == -EINVAL ? -ENOSYS : ret;
+}
+
+/*
+ * Ask which requests the kernel has.  Also shows that io_uring_register(2) is
+ * not forbidden, so that os_uring_enable() does not fail.
+ */
+static int look_at_requests(OsUring *ring)
+{
+    union {
+        struct io_uring_probe probe;
+        char room[sizeof(struct io_uring_probe) +
+                  64 * sizeof(struct io_uring_probe_op)];
+    } answer = {.room = {0}};
+    int error = os_fault("io_uring_register");
+    int ret;
+
+    os_count(OS_COUNT_SYSCALLS);
+    ret = error ? -error
+                : io_uring_register_probe(&ring->ring, &answer.probe, 64);
+    for (int op = 0; ret == 0 && op <= answer.probe.last_op && op < 64; op++) {
+        if (io_uring_opcode_supported(&answer.probe, op)) {
+            ring->known |= UINT64_C(1) << op;
+        }
+    }
+    return ret;
+}
+
+int os_uring_open(OsUring **out, unsigned without)
+{
+    OsUring *ring = os_alloc(sizeof(*ring));
+    int ret;
+
+    if (!ring) {
+        return -ENOMEM;
+    }
+    ret = set_up_best(&ring->ring, without);
+    if (ret < 0) {
+        os_free(ring);
+        return ret;
+    }
+    ret = look_at_requests(ring);
+    if (ret == 0 && (ring->ring.features & NEEDED) != NEEDED) {
+        ret = -ENOSYS;
+    }
+    if (ret < 0) {
+        os_uring_close(ring);
+        return ret;
+    }
+    ring->flagged = ring->ring.flags & IORING_SETUP_TASKRUN_FLAG;
+    if ((ring->ring.features & IORING_FEAT_CQE_SKIP) &&
+        !(without & OS_URING_NO_SKIP)) {
+        ring->skip = IOSQE_CQE_SKIP_SUCCESS;
+    }
+    *out = ring;
+    return 0;
+}
+
+int os_uring_enable(OsUring *ring)
+{
+    os_count(OS_COUNT_SYSCALLS);
+    /* io_uring_enable_rings(), which the library does not export. */
+    return io_uring_register((unsigned)ring->ring.ring_fd,
+                             IORING_REGISTER_ENABLE_RINGS, NULL, 0);
+}
+
+int os_uring_descriptor(const OsUring *ring)
+{
+    return ring->ring.ring_fd;
+}
+
+/* --- submission -----------------------------------------------------------*/
+
+/* Show the kernel what is queued.  Returns how many it has not taken. */
+static unsigned publish(OsUring *ring)
+{
+    struct io_uring_sq *sq = &ring->ring.sq;
+
+    for (unsigned i = sq->sqe_head; i != sq->sqe_tail; i++) {
+        sq->array[i & sq->ring_mask] = i & sq->ring_mask;
+    }
+    sq->sqe_head = sq->sqe_tail;
+    store_release(sq->ktail, sq->sqe_tail);
+    return io_uring_sq_ready(&ring->ring);
+}
+
+/* One system call.  timeout_ns as in os_uring_wait(). */
+static int enter(OsUring *ring, unsigned submit, int64_t timeout_ns)
+{
+    struct __kernel_timespec timeout = {
+        .tv_sec = timeout_ns / NS_PER_S,
+        .tv_nsec = timeout_ns % NS_PER_S,
+    };
+    struct io_uring_getevents_arg arg = {
+        .ts = timeout_ns > 0 ? (uintptr_t)&timeout : 0,
+    };
+    int error = os_fault("io_uring_enter");
+    int ret;
+
+    os_count(OS_COUNT_SYSCALLS);
+    if (error) {
+        return -error;
+    }
+#if COAIO_TSAN
+    /*
+     * TSan puts signals off in a call that it does not know, and would sleep
+     * over one that came just before: let them come in the kernel only.
+     */
+    OsSignals before;
+
+    os_signals_hold(&before);
+    arg.sigmask = (uintptr_t)&before.mask;
+    arg.sigmask_sz = _NSIG / 8;
+#endif
+    ret = io_uring_enter2((unsigned)ring->ring.ring_fd, submit, timeout_ns != 0,
+                          IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG,
+                          (void *)&arg, sizeof(arg));
+#if COAIO_TSAN
+    os_signals_release(&before);
+#endif
+    return ret < 0 && ret != -ETIME ? ret : 0;
+}
+
+/* A slot, or NULL. */
+static struct io_uring_sqe *get_slot(OsUring *ring)
+{
+    struct io_uring_sqe *sqe;
+
+    if (os_fault("io_uring_sqe")) {
+        return NULL;
+    }
+    sqe = io_uring_get_sqe(&ring->ring);
+    if (!sqe) {
+        enter(ring, publish(ring), 0);
+        sqe = io_uring_get_sqe(&ring->ring);
+    }
+    return sqe;
+}
+
+int os_uring_poll(OsUring *ring, int fd, uint32_t events, bool multishot,
+                  uint64_t data)
+{
+    struct io_uring_sqe *sqe = get_slot(ring);
+
+    if (!sqe) {
+        return -EAGAIN;
+    }
+    if (multishot) {
+        io_uring_prep_poll_multishot(sqe, fd, events);
+    } else {
+        io_uring_prep_poll_add(sqe, fd, events);
+    }
+    io_uring_sqe_set_data64(sqe, data);
+    return 0;
+}
+
+int os_uring_poll_remove(OsUring *ring, uint64_t data, uint64_t ignore)
+{
+    struct io_uring_sqe *sqe = get_slot(ring);
+
+    if (!sqe) {
+        return -EAGAIN;
+    }
+    io_uring_prep_poll_remove(sqe, data);
+    io_uring_sqe_set_flags(sqe, ring->skip);
+    io_uring_sqe_set_data64(sqe, ignore);
+    return 0;
+}
+
+/* --- completion -----------------------------------------------------------*/
+
+/* Whether completions may wait in the kernel for us to come. */
+static bool kernel_calls(const OsUring *ring)
+{
+    return !ring->flagged || (load_relaxed(ring->ring.sq.kflags) &
+                              (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW));
+}
+
+int os_uring_wait(OsUring *ring, int64_t timeout_ns)
+{
+    unsigned submit = publish(ring);
+
+    if (io_uring_cq_ready(&ring->ring) > 0) {
+        timeout_ns = 0;
+    }
+    if (timeout_ns == 0 && submit == 0 && !kernel_calls(ring)) {
+        return 0;
+    }
+    return enter(ring, submit, timeout_ns);
+}
+
+bool os_uring_take(OsUring *ring, OsUringEvent *event)
+{
+    struct io_uring_cqe *cqe;
+    unsigned head;
+
+    io_uring_for_each_cqe(&ring->ring, head, cqe)
+    {
+        event->data = cqe->user_data;
+        event->result = cqe->res;
+        event->more = cqe->flags & IORING_CQE_F_MORE;
+        io_uring_cq_advance(&ring->ring, 1);
+        return true;
+    }
+    return false;
+}

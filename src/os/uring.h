@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * io_uring: a ring that one thread submits requests to and takes completions
+ * from, by way of liburing.  Only there if the library was built with it.
+ *
+ * Life cycle: os_uring_open() by any thread; os_uring_enable() by the thread
+ * that is to use the ring, from then on for good; os_uring_close() by any
+ * thread, when nobody uses it.
+ *
+ * Requests are put into a queue that the kernel sees with the next
+ * os_uring_wait(), however many they are; only a full queue is submitted
+ * earlier.  Each request but the removals completes once with the data that it
+ * was given, except that a multishot poll completes again and again, and says
+ * with `more` that it goes on.
+ *
+ *                            any thread, before   the thread that enabled it
+ *   os_uring_close                  yes                     yes
+ *   all the others                  no                      yes
+ */
+#ifndef COAIO_OS_URING_H
+#define COAIO_OS_URING_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+typedef struct OsUring OsUring;
+
+typedef struct OsUringEvent {
+    uint64_t data;  /* of the request */
+    int32_t result; /* or -errno */
+    bool more;      /* the request goes on */
+} OsUringEvent;
+
+/* What not to use though the kernel has it: for tests of the ways round. */
+enum {
+    OS_URING_NO_DEFER = 1, /* completions delivered when we ask only */
+    OS_URING_NO_COOP = 2,  /* or when we enter the kernel */
+    OS_URING_NO_SKIP = 4,  /* removals that work complete in silence */
+};
+
+/*
+ * A ring that is not enabled yet, without the features named in without.
+ * Returns 0 or -errno: -ENOSYS if the kernel has none, or lacks what is
+ * needed; -EPERM or -EACCES if this process may not; -ENOBUFS if the kernel has
+ * no memory for it (RLIMIT_MEMLOCK, perhaps); -ENOMEM, -EMFILE, ...
+ */
+int os_uring_open(OsUring **ring, unsigned without);
+void os_uring_close(OsUring *ring);
+
+/* The calling thread is the one that uses it.  Returns 0 or -errno. */
+int os_uring_enable(OsUring *ring);
+
+/*
+ * Readable while there is something to take.  Only of a ring that was opened
+ * with OS_URING_NO_DEFER: who polls another is not woken (seen with 6.18).
+ */
+int os_uring_descriptor(const OsUring *ring);
+
+/*
+ * Complete with the events (POLLIN, ...) that hold of fd once one of events
+ * does, or trouble (POLLERR, POLLHUP, or POLLRDHUP, asked for or not).
+ * A multishot one completes anew with each change after that.  Holds the open
+ * file.  Returns 0, or -EAGAIN if there is no room.
+ */
+int os_uring_poll(OsUring *ring, int fd, uint32_t events, bool multishot,
+                  uint64_t data);
+
+/*
+ * End the poll with that data, which completes with -ECANCELED then, or has
+ * completed already.  The removal may complete by itself, with the data
+ * ignore.  Returns 0, or -EAGAIN if there is no room.
+ */
+int os_uring_poll_remove(OsUring *ring, uint64_t data, uint64_t ignore);
+
+/*
+ * Submit what is queued, and wait until there is a completion to be taken, for
+ * at most timeout_ns (below 0: for ever; 0: do not wait): one system call, or
+ * none if there is nothing to do for the kernel.  Returns 0 or -errno (-EINTR;
+ * -EAGAIN, -EBUSY: no memory for what was queued, which stays so).
+ */
+int os_uring_wait(OsUring *ring, int64_t timeout_ns);
+
+/* Take the oldest completion.  Returns whether there was one. */
+bool os_uring_take(OsUring *ring, OsUringEvent *event);
+
+#endif

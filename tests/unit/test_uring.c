@@ -1,0 +1,626 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The io_uring engine: choosing it, what takes its place where it is refused,
+ * what it costs, the ways round what a kernel may lack, a full queue, files
+ * that are let go, peers that have shut down their side.
+ */
+#include "engines.h"
+#include "go.h"
+#include "loop/context.h"
+#include "loop/fd_int.h"
+#include "os/fault.h"
+#include "seccomp.h"
+
+#include <coaio/bh.h>
+#include <coaio/fd.h>
+#include <coaio/io.h>
+#include <coaio/timer.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static AioContext *ctx;
+
+static void nothing(void *opaque)
+{
+    (void)opaque;
+}
+
+static void open_pair(int fds[2])
+{
+    CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, fds), 0);
+}
+
+static void close_pair(const int fds[2])
+{
+    close(fds[0]);
+    close(fds[1]);
+}
+
+static void poke(int fd)
+{
+    CHECK_EQ(write(fd, "x", 1), 1);
+}
+
+static void watch(int fd, AioFdFunc *on_read, AioFdFunc *on_write, void *opaque)
+{
+    CHECK_EQ(aio_set_fd_handler(ctx, fd, on_read, on_write, NULL, NULL, opaque),
+             0);
+}
+
+static void unwatch(int fd)
+{
+    watch(fd, NULL, NULL, NULL);
+}
+
+static uint64_t calls_since(uint64_t before)
+{
+    return os_counter(OS_COUNT_SYSCALLS) - before;
+}
+
+/* --- choosing it ----------------------------------------------------------*/
+
+TEST(it_goes_by_two_names)
+{
+    static const char *const names[] = {"uring", "io_uring"};
+
+    needs_uring();
+    for (int i = 0; i < 2; i++) {
+        AioContextOptions options = {
+            .size = sizeof(options),
+            .engine = names[i],
+        };
+
+        CHECK_EQ(aio_context_new(&ctx, &options), 0);
+        CHECK_STR(aio_context_engine(ctx), "uring");
+        aio_context_unref(ctx);
+        CHECK_EQ(setenv("COAIO_ENGINE", names[i], 1), 0);
+        ctx = context_on(NULL);
+        CHECK_STR(aio_context_engine(ctx), "uring");
+        aio_context_unref(ctx);
+    }
+}
+
+TEST(it_is_not_the_default)
+{
+    unsetenv("COAIO_ENGINE");
+    ctx = context_on(NULL);
+    CHECK_STR(aio_context_engine(ctx), "epoll");
+    aio_context_unref(ctx);
+}
+
+/* What is printed while standard error goes to a pipe. */
+static void capture(int saved[2])
+{
+    int fds[2];
+
+    CHECK_EQ(pipe2(fds, O_NONBLOCK), 0);
+    saved[0] = fds[0];
+    saved[1] = dup(STDERR_FILENO);
+    CHECK(dup2(fds[1], STDERR_FILENO) >= 0);
+    close(fds[1]);
+}
+
+static void release(const int saved[2], char *text, size_t size)
+{
+    ssize_t n = read(saved[0], text, size - 1);
+
+    CHECK(dup2(saved[1], STDERR_FILENO) >= 0);
+    close(saved[0]);
+    close(saved[1]);
+    text[n > 0 ? n : 0] = '\0';
+}
+
+static unsigned lines(const char *text)
+{
+    unsigned n = 0;
+
+    for (; *text; text++) {
+        n += *text == '\n';
+    }
+    return n;
+}
+
+/* In place of it there is another engine, and one line that says why. */
+static void check_replaced(const char *why)
+{
+    AioContextOptions options = {.size = sizeof(options), .engine = "uring"};
+    char text[1000];
+    int saved[2];
+
+    CHECK_EQ(setenv("COAIO_ENGINE", "uring", 1), 0);
+    capture(saved);
+    for (int i = 0; i < 3; i++) {
+        ctx = context_on(NULL);
+        CHECK_STR(aio_context_engine(ctx), "epoll");
+        aio_bh_schedule_oneshot(ctx, nothing, NULL);
+        CHECK(aio_poll(ctx, true));
+        aio_context_unref(ctx);
+    }
+    release(saved, text, sizeof(text));
+    CHECK_EQ(lines(text), 1);
+    CHECK(strstr(text, "io_uring") != NULL);
+    CHECK(strstr(text, why) != NULL);
+    CHECK_EQ(aio_context_new(&ctx, &options), -ENOSYS);
+}
+
+static void refuse(int call, int error)
+{
+    if (seccomp_refuse(call, error)) {
+        SKIP("no seccomp filters here");
+    }
+}
+
+#ifdef COAIO_HAVE_URING
+#define FORBIDDEN "forbids it"
+#define MISSING   "too old"
+#else
+#define FORBIDDEN "built without it"
+#define MISSING   "built without it"
+#endif
+
+TEST(where_it_is_forbidden_another_takes_its_place)
+{
+    refuse(SYS_io_uring_setup, EPERM);
+    check_replaced(FORBIDDEN);
+}
+
+TEST(where_the_kernel_has_none_another_takes_its_place)
+{
+    refuse(SYS_io_uring_setup, ENOSYS);
+    check_replaced(MISSING);
+}
+
+TEST(where_half_of_it_is_forbidden_another_takes_its_place)
+{
+    needs_uring();
+    refuse(SYS_io_uring_register, EACCES);
+    check_replaced(FORBIDDEN);
+}
+
+/* As where RLIMIT_MEMLOCK is too low, on kernels that go by it. */
+TEST(where_there_is_no_memory_for_it_another_takes_its_place)
+{
+    AioContextOptions options = {.size = sizeof(options), .engine = "uring"};
+
+    needs_uring();
+    CHECK_EQ(setenv("COAIO_ENGINE", "uring", 1), 0);
+    os_fault_arm(1, ENOMEM, "io_uring_setup");
+    ctx = context_on(NULL);
+    CHECK(os_fault_fired());
+    CHECK_STR(aio_context_engine(ctx), "epoll");
+    aio_context_unref(ctx);
+    os_fault_arm(1, ENOMEM, "io_uring_setup");
+    CHECK_EQ(aio_context_new(&ctx, &options), -ENOMEM);
+    CHECK(os_fault_fired());
+    os_fault_arm(1, EMFILE, "io_uring_setup");
+    CHECK_EQ(aio_context_new(&ctx, NULL), -EMFILE);
+    CHECK(os_fault_fired());
+}
+
+static void begin(void)
+{
+    needs_uring();
+    ctx = context_on("uring");
+    aio_context_attach(ctx);
+}
+
+static void end(void)
+{
+    aio_context_unref(ctx);
+}
+
+/* --- what it costs --------------------------------------------------------*/
+
+typedef struct Reader {
+    int fd;
+    unsigned times; /* how often it reads */
+    unsigned ends;
+} Reader;
+
+static void coroutine_fn read_often(void *opaque)
+{
+    Reader *r = opaque;
+    char c;
+
+    for (unsigned i = 0; i < r->times; i++) {
+        CHECK_EQ(co_recv(r->fd, &c, 1, 0), 1);
+        r->ends++;
+    }
+}
+
+static unsigned ended(const Reader *readers, unsigned n)
+{
+    unsigned sum = 0;
+
+    for (unsigned i = 0; i < n; i++) {
+        sum += readers[i].ends;
+    }
+    return sum;
+}
+
+/*
+ * The waits that end in a pass, and those that have begun in the one before,
+ * cost one system call, however many they are (the kernel ends 20 at a time).
+ */
+TEST(one_pass_is_one_system_call_however_many_wait)
+{
+    enum {
+        N = 100,
+        TIMES = 5
+    };
+    static Reader readers[N];
+    static int fds[N][2];
+    uint64_t before;
+    unsigned passes;
+
+    unsetenv("COAIO_URING_WITHOUT");
+    begin();
+    for (int i = 0; i < N; i++) {
+        open_pair(fds[i]);
+        readers[i] = (Reader){.fd = fds[i][0], .times = TIMES + 1};
+        go(read_often, &readers[i]);
+    }
+    CHECK(!aio_poll(ctx, false));
+    for (unsigned k = 1; k <= TIMES; k++) {
+        for (int i = 0; i < N; i++) {
+            poke(fds[i][1]);
+        }
+        before = os_counter(OS_COUNT_SYSCALLS);
+        for (passes = 0; ended(readers, N) < N * k; passes++) {
+            CHECK(aio_poll(ctx, true));
+        }
+        CHECK(passes <= N / 20);
+        /* Each reads, and then finds nothing, before it waits and with its
+         * turn. */
+        CHECK_EQ(calls_since(before), passes + 3 * N);
+    }
+    for (int i = 0; i < N; i++) {
+        poke(fds[i][1]);
+    }
+    while (ended(readers, N) < N * (TIMES + 1)) {
+        aio_poll(ctx, true);
+    }
+    for (int i = 0; i < N; i++) {
+        close_pair(fds[i]);
+    }
+    end();
+}
+
+TEST(looking_in_vain_costs_no_system_call)
+{
+    uint64_t before;
+    int fds[2];
+
+    unsetenv("COAIO_URING_WITHOUT");
+    begin();
+    open_pair(fds);
+    watch(fds[0], nothing, NULL, NULL);
+    CHECK(!aio_poll(ctx, false));
+    before = os_counter(OS_COUNT_SYSCALLS);
+    for (int i = 0; i < 100; i++) {
+        CHECK(!aio_poll(ctx, false));
+    }
+    CHECK_EQ(calls_since(before), 0);
+    poke(fds[1]);
+    CHECK(aio_poll(ctx, false));
+    unwatch(fds[0]);
+    close_pair(fds);
+    end();
+}
+
+/* --- what it is like ------------------------------------------------------*/
+
+static void count(void *opaque)
+{
+    ++*(unsigned *)opaque;
+}
+
+/* The request of a watch holds the file; it must not do so for longer. */
+TEST(a_removed_handler_lets_go_of_the_file_at_once)
+{
+    unsigned ran = 0;
+    int fds[2];
+    char c;
+
+    begin();
+    open_pair(fds);
+    watch(fds[0], count, NULL, &ran);
+    CHECK(!aio_poll(ctx, false));
+    unwatch(fds[0]);
+    close(fds[0]);
+    CHECK_EQ(read(fds[1], &c, 1), 0); /* the end: else EAGAIN */
+    CHECK(!aio_poll(ctx, false));
+    CHECK_EQ(ran, 0);
+    close(fds[1]);
+    end();
+}
+
+typedef struct Looker {
+    int fd;
+    int result;
+    bool done;
+} Looker;
+
+static void coroutine_fn look_for_a_while(void *opaque)
+{
+    Looker *looker = opaque;
+
+    looker->result = co_poll_fd(looker->fd, POLLIN, 1000);
+    close(looker->fd);
+    looker->done = true;
+}
+
+TEST(a_wait_that_has_timed_out_lets_go_of_the_file)
+{
+    Looker looker = {0};
+    int fds[2];
+    char c;
+
+    begin();
+    open_pair(fds);
+    looker.fd = fds[0];
+    go(look_for_a_while, &looker);
+    go_until(ctx, &looker.done);
+    CHECK_EQ(looker.result, -ETIMEDOUT);
+    CHECK_EQ(read(fds[1], &c, 1), 0);
+    close(fds[1]);
+    end();
+}
+
+static void coroutine_fn receive_until_closed(void *opaque)
+{
+    Looker *looker = opaque;
+    char c;
+
+    looker->result = (int)co_recv(looker->fd, &c, 1, 0);
+    looker->done = true;
+}
+
+static void coroutine_fn close_it(void *opaque)
+{
+    Looker *looker = opaque;
+
+    CHECK_EQ(co_close(looker->fd), 0);
+}
+
+TEST(co_close_lets_go_of_the_file)
+{
+    Looker looker = {0};
+    int fds[2];
+    char c;
+
+    begin();
+    open_pair(fds);
+    looker.fd = fds[0];
+    go(receive_until_closed, &looker);
+    CHECK(!aio_poll(ctx, false));
+    go(close_it, &looker);
+    CHECK_EQ(read(fds[1], &c, 1), 0);
+    go_until(ctx, &looker.done);
+    CHECK_EQ(looker.result, -ECANCELED);
+    close(fds[1]);
+    end();
+}
+
+static void set(void *opaque)
+{
+    *(bool *)opaque = true;
+}
+
+static void fill(int fd)
+{
+    char junk[4096] = "";
+
+    while (write(fd, junk, sizeof(junk)) > 0) {
+    }
+}
+
+static void drain(int fd)
+{
+    char junk[4096];
+
+    while (read(fd, junk, sizeof(junk)) > 0) {
+    }
+}
+
+/*
+ * io_uring reports POLLRDHUP to who asked for POLLOUT only.  Watched all the
+ * same, a socket that cannot be written to does not keep the loop awake.
+ */
+static void check_half_closed(const char *engine)
+{
+    unsigned passes = 0, ran = 0;
+    bool expired = false;
+    AioTimer timer;
+    int fds[2];
+
+    ctx = context_on(engine);
+    aio_context_attach(ctx);
+    open_pair(fds);
+    fill(fds[0]);
+    CHECK_EQ(shutdown(fds[1], SHUT_WR), 0);
+    watch(fds[0], NULL, count, &ran);
+    aio_timer_init(&timer, ctx, AIO_CLOCK_MONOTONIC, set, &expired);
+    aio_timer_mod_ns(&timer, aio_clock_ns(AIO_CLOCK_MONOTONIC) + 20000000);
+    while (!expired) {
+        aio_poll(ctx, true);
+        passes++;
+    }
+    CHECK(passes < 10);
+    CHECK_EQ(ran, 0);
+    for (unsigned i = 1; i < 4; i++) {
+        drain(fds[1]);
+        while (ran < i) {
+            aio_poll(ctx, true);
+        }
+        fill(fds[0]);
+        aio_poll(ctx, false);
+        ran = i;
+        CHECK(!aio_poll(ctx, false));
+    }
+    unwatch(fds[0]);
+    close_pair(fds);
+    aio_context_unref(ctx);
+}
+
+ON_EACH_ENGINE(a_peer_that_has_shut_down_its_side_does_no_harm)
+{
+    check_half_closed(engine);
+}
+
+static void coroutine_fn send_when_possible(void *opaque)
+{
+    Looker *looker = opaque;
+
+    looker->result = (int)co_send(looker->fd, "x", 1, 0);
+    looker->done = true;
+}
+
+ON_EACH_ENGINE(a_send_waits_for_a_peer_that_has_shut_down_its_side)
+{
+    Looker looker = {0};
+    int fds[2];
+
+    ctx = context_on(engine);
+    aio_context_attach(ctx);
+    open_pair(fds);
+    fill(fds[0]);
+    CHECK_EQ(shutdown(fds[1], SHUT_WR), 0);
+    looker.fd = fds[0];
+    go(send_when_possible, &looker);
+    for (int i = 0; i < 10; i++) {
+        CHECK(!aio_poll(ctx, false));
+    }
+    drain(fds[1]);
+    go_until(ctx, &looker.done);
+    CHECK_EQ(looker.result, 1);
+    close_pair(fds);
+    aio_context_unref(ctx);
+}
+
+/* More than the queue has room for, in one pass; and more completions than the
+ * other queue has. */
+TEST(a_full_queue_is_emptied)
+{
+    enum {
+        N = 3000
+    };
+    static unsigned ran[N];
+    static int copies[N];
+    int fds[2];
+
+    begin();
+    open_pair(fds);
+    poke(fds[1]);
+    for (int i = 0; i < N; i++) {
+        copies[i] = fcntl(fds[0], F_DUPFD_CLOEXEC, 0);
+        if (copies[i] < 0) {
+            SKIP("too few descriptors may be open");
+        }
+        watch(copies[i], count, NULL, &ran[i]);
+    }
+    for (int i = 0; i < N; i++) {
+        while (ran[i] == 0) {
+            CHECK(aio_poll(ctx, true));
+        }
+    }
+    for (int i = 0; i < N; i++) {
+        unwatch(copies[i]);
+        close(copies[i]);
+    }
+    CHECK(!aio_poll(ctx, false));
+    close_pair(fds);
+    end();
+}
+
+/* Without room in the queue, and with calls that fail, nothing is lost. */
+TEST(what_found_no_room_is_done_later)
+{
+    static const char *const calls[] = {"io_uring_sqe", "io_uring_enter"};
+    static const int errors[] = {EAGAIN, EBUSY, EINTR};
+    unsigned before, ran = 0;
+    int fds[2];
+
+    begin();
+    open_pair(fds);
+    for (unsigned i = 0; i < 2 * 3 * 4; i++) {
+        poke(fds[1]);
+        watch(fds[0], count, NULL, &ran);
+        os_fault_arm(1 + i / 6, errors[i % 3], calls[i / 3 % 2]);
+        before = ran;
+        while (ran == before) {
+            aio_poll(ctx, true);
+        }
+        drain(fds[0]);
+        aio_poll(ctx, false);
+        unwatch(fds[0]);
+        os_fault_arm(0, 0, NULL);
+    }
+    close_pair(fds);
+    end();
+}
+
+/* --- what a kernel may lack -----------------------------------------------*/
+
+static void check_without(const char *features)
+{
+    AioBHStorage storage;
+    bool done = false;
+    unsigned ran = 0;
+    int fds[2];
+
+    CHECK_EQ(setenv("COAIO_URING_WITHOUT", features, 1), 0);
+    begin();
+    open_pair(fds);
+    watch(fds[0], count, NULL, &ran);
+    poke(fds[1]);
+    CHECK(aio_poll(ctx, true));
+    CHECK_EQ(ran, 1);
+    CHECK(aio_poll(ctx, true)); /* it is ready still */
+    CHECK_EQ(ran, 2);
+    drain(fds[0]);
+    aio_poll(ctx, false);
+    CHECK(!aio_poll(ctx, false));
+    unwatch(fds[0]);
+    aio_bh_schedule_oneshot_embedded(ctx, &storage, set, &done);
+    CHECK(aio_poll(ctx, true));
+    CHECK(done);
+    close_pair(fds);
+    end();
+}
+
+TEST(older_kernels_will_do)
+{
+    static const char *const kernels[] = {"", "skip", "defer", "defer,coop",
+                                          "defer,coop,skip"};
+
+    for (unsigned i = 0; i < sizeof(kernels) / sizeof(kernels[0]); i++) {
+        check_without(kernels[i]);
+    }
+}
+
+/* As a kernel answers that does not know a flag. */
+TEST(what_the_kernel_does_not_know_is_left_out)
+{
+    static const char *const known[] = {"", "defer"};
+
+    for (int i = 0; i < 2; i++) {
+        CHECK_EQ(setenv("COAIO_URING_WITHOUT", known[i], 1), 0);
+        needs_uring();
+        os_fault_arm(1, EINVAL, "io_uring_setup");
+        ctx = context_on("uring");
+        CHECK(os_fault_fired());
+        aio_context_attach(ctx);
+        aio_bh_schedule_oneshot(ctx, nothing, NULL);
+        CHECK(aio_poll(ctx, true));
+        aio_context_unref(ctx);
+    }
+}
+
+TEST_MAIN()
