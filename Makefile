@@ -24,7 +24,7 @@ serve: build ## serve a disk: IMAGE=disk.img [SOCKET=path] [TCP=address:port]
 test: ## the full suite, sanitizers included; at most 20 minutes
 	@scripts/test full
 
-test-quick: ## the quick tests on one engine (COAIO_ENGINE=epoll|poll)
+test-quick: ## the quick tests on one engine (COAIO_ENGINE=epoll|poll|uring)
 	@scripts/test quick
 
 test-matrix: ## everything with everything, Valgrind included; takes hours
