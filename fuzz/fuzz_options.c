@@ -151,6 +151,8 @@ static void check_options(const Options *options)
     }
     EXPECT(options->n_unix_paths + options->n_tcp > 0, "nowhere to listen");
     EXPECT(options->threads >= 1 && options->threads <= 256, "threads");
+    EXPECT(options->busy_poll_ns >= 0 &&
+           options->busy_poll_ns <= INT64_C(1000000000), "time of polling");
     EXPECT(options->max_connections >= 1 &&
            options->max_connections <= 1000000, "connections");
     EXPECT(options->max_inflight >= 1 && options->max_inflight <= INT64_MAX,

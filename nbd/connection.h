@@ -21,6 +21,11 @@
  *   become ready later, when requests come back from worker threads, are
  *   collected for one pass of the event loop.
  *
+ *   A client that has many requests in flight gets the first half of the
+ *   replies when they are ready: it works on them while the server makes the
+ *   others.  All of them in one send would let either side sleep while the
+ *   other works, and to wake up costs more than a second send.
+ *
  * Bounds
  *
  *   inflight counts the buffers of requests that are not answered (a reply
@@ -99,6 +104,9 @@ struct Connection {
     Request *ready_head;
     Request **ready_tail;
     size_t ready_bytes;       /* queued since the last flush */
+    unsigned n_ready;         /* replies, likewise */
+    unsigned taken;           /* requests since the last receive */
+    unsigned deepest;         /* the most that were seen in flight */
     size_t sent;              /* bytes of the first one that are sent */
     uint64_t progress;        /* grows with every send */
     bool corked;              /* the receiver will flush */

@@ -25,6 +25,9 @@
 #define MAX_THREADS         256
 #define MAX_CONNECTIONS     1000000
 #define MAX_HANDSHAKE       86400
+#define DEFAULT_BUSY_POLL   50
+#define MAX_BUSY_POLL       1000000
+#define NS_PER_US           INT64_C(1000)
 #define NS_PER_SECOND       INT64_C(1000000000)
 
 enum {
@@ -33,6 +36,7 @@ enum {
     OPT_EXPORT,
     OPT_DEFAULT_EXPORT,
     OPT_THREADS,
+    OPT_BUSY_POLL,
     OPT_MAX_CONNECTIONS,
     OPT_MAX_INFLIGHT,
     OPT_HANDSHAKE_TIMEOUT,
@@ -49,6 +53,7 @@ static const struct option long_options[] = {
     { "export", required_argument, NULL, OPT_EXPORT },
     { "default-export", required_argument, NULL, OPT_DEFAULT_EXPORT },
     { "threads", required_argument, NULL, OPT_THREADS },
+    { "busy-poll", required_argument, NULL, OPT_BUSY_POLL },
     { "max-connections", required_argument, NULL, OPT_MAX_CONNECTIONS },
     { "max-inflight", required_argument, NULL, OPT_MAX_INFLIGHT },
     { "handshake-timeout", required_argument, NULL, OPT_HANDSHAKE_TIMEOUT },
@@ -73,6 +78,9 @@ static const char help_text[] =
     "  --default-export NAME     serve NAME to clients that name no export;\n"
     "                            a single export is the default by itself\n"
     "  --threads N               I/O threads (default: the number of cores)\n"
+    "  --busy-poll MICROSECONDS  before it sleeps, a thread looks so long for\n"
+    "                            requests, if they came as soon lately; 0 is\n"
+    "                            never (default: 50, or 0 on one core)\n"
     "  --max-connections N       turn away clients beyond these (1024)\n"
     "  --max-inflight BYTES      memory for the requests of one connection\n"
     "                            that are not answered yet (64M)\n"
@@ -226,11 +234,11 @@ static OptionsResult parse_export(Options *options, const char *arg)
 }
 
 static OptionsResult parse_number(const char *option, const char *arg,
-                                  uint64_t max, uint64_t *number)
+                                  uint64_t min, uint64_t max, uint64_t *number)
 {
-    if (!number_parse(arg, 1, max, number)) {
-        return usage("--%s %s: not a number from 1 to %llu", option, arg,
-                     (unsigned long long)max);
+    if (!number_parse(arg, min, max, number)) {
+        return usage("--%s %s: not a number from %llu to %llu", option, arg,
+                     (unsigned long long)min, (unsigned long long)max);
     }
     return OPTIONS_RUN;
 }
@@ -243,15 +251,19 @@ static OptionsResult parse_limit(Options *options, int c, const char *arg)
 
     switch (c) {
     case OPT_THREADS:
-        result = parse_number("threads", arg, MAX_THREADS, &n);
+        result = parse_number("threads", arg, 1, MAX_THREADS, &n);
         options->threads = (unsigned)n;
         return result;
+    case OPT_BUSY_POLL:
+        result = parse_number("busy-poll", arg, 0, MAX_BUSY_POLL, &n);
+        options->busy_poll_ns = (int64_t)n * NS_PER_US;
+        return result;
     case OPT_MAX_CONNECTIONS:
-        result = parse_number("max-connections", arg, MAX_CONNECTIONS, &n);
+        result = parse_number("max-connections", arg, 1, MAX_CONNECTIONS, &n);
         options->max_connections = (size_t)n;
         return result;
     case OPT_HANDSHAKE_TIMEOUT:
-        result = parse_number("handshake-timeout", arg, MAX_HANDSHAKE, &n);
+        result = parse_number("handshake-timeout", arg, 1, MAX_HANDSHAKE, &n);
         options->handshake_timeout_ns = (int64_t)n * NS_PER_SECOND;
         return result;
     default:
@@ -339,6 +351,9 @@ OptionsResult options_parse(Options *options, int argc, char **argv,
 
     memset(options, 0, sizeof(*options));
     options->threads = count_cores();
+    /* On one core the client would have to wait for the end of it. */
+    options->busy_poll_ns =
+        count_cores() > 1 ? DEFAULT_BUSY_POLL * NS_PER_US : 0;
     options->max_connections = DEFAULT_CONNECTIONS;
     options->max_inflight = DEFAULT_INFLIGHT;
     options->handshake_timeout_ns = DEFAULT_HANDSHAKE * NS_PER_SECOND;

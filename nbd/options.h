@@ -42,6 +42,7 @@ typedef struct Options {
     const char *default_export;   /* NULL: none was named */
     const char *pid_file;         /* NULL: none */
     unsigned threads;
+    int64_t busy_poll_ns;         /* at most, of a thread before it sleeps */
     size_t max_connections;
     uint64_t max_inflight;        /* bytes a connection */
     int64_t handshake_timeout_ns;

@@ -145,6 +145,18 @@ static void input_prepare(Connection *conn)
     assert(in->start == 0 && in->end < in->size); /* invariant 2 */
 }
 
+/* Learns how many requests the client keeps in flight. */
+static void note_depth(Connection *conn)
+{
+    unsigned depth =
+        conn->taken > conn->n_requests ? conn->taken : conn->n_requests;
+
+    if (depth > conn->deepest) {
+        conn->deepest = depth;
+    }
+    conn->taken = 0;
+}
+
 /* The only place where a connection receives.  Returns bytes, or 0 when there
  * is nothing more to be had. */
 static size_t coroutine_fn receive(Connection *conn, struct iovec *iov, int n)
@@ -155,6 +167,7 @@ static size_t coroutine_fn receive(Connection *conn, struct iovec *iov, int n)
     if (conn->stopping || conn->dead) {
         return 0;
     }
+    note_depth(conn);
     conn->corked = false; /* invariant 1 */
     reply_flush(conn);
     if (n == 1) {

@@ -32,8 +32,10 @@
 /* Replies that one send takes at most; each has one or two parts. */
 #define SEND_MAX 128
 
-/* While corked, so many bytes are worth a send of their own. */
-#define SEND_BYTES ((size_t)256 << 10)
+/* While corked, so many bytes are worth a send of their own, or so many
+ * replies, if they are half of what the client has in flight. */
+#define SEND_BYTES   ((size_t)256 << 10)
+#define SEND_REPLIES 4
 
 static size_t reply_length(const Request *req)
 {
@@ -153,6 +155,7 @@ static void start_sender(Connection *conn)
     }
     conn->sending = true;
     conn->ready_bytes = 0;
+    conn->n_ready = 0;
     coroutine_enter(co);
 }
 
@@ -177,6 +180,16 @@ void reply_flush(Connection *conn)
     }
 }
 
+/* Whether what is ready is worth a send while the receiver goes on.  Where
+ * the end of a batch that is larger than all before is, is not known. */
+static bool worth_sending(const Connection *conn)
+{
+    return conn->ready_bytes >= SEND_BYTES ||
+           (conn->n_ready >= SEND_REPLIES &&
+            conn->n_ready >= conn->deepest / 2 &&
+            conn->taken <= conn->deepest);
+}
+
 /* Queues a reply that is complete (invariant 2). */
 static void reply_ready(Request *req)
 {
@@ -187,11 +200,12 @@ static void reply_ready(Request *req)
     *conn->ready_tail = req;
     conn->ready_tail = &req->next;
     conn->ready_bytes += reply_length(req);
+    conn->n_ready++;
     if (!conn->corked) {
         if (!conn->sending) {
             post_flush(conn);
         }
-    } else if (conn->ready_bytes >= SEND_BYTES) {
+    } else if (worth_sending(conn)) {
         reply_flush(conn);
     }
 }

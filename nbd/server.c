@@ -132,13 +132,18 @@ static bool start_threads(Server *server)
         log_line(LOG_LEVEL_ERROR, "out of memory");
         return false;
     }
+    const IOThreadOptions options = {
+        .size = sizeof(options),
+        .poll_max_ns = server->options->busy_poll_ns,
+    };
+
     for (unsigned i = 0; i < server->options->threads; i++) {
         ServerThread *thread = &server->threads[i];
         char name[16];
         int ret;
 
         snprintf(name, sizeof(name), "nbd-%u", i);
-        ret = iothread_new(&thread->iothread, name, NULL);
+        ret = iothread_new(&thread->iothread, name, &options);
         if (ret < 0) {
             log_line(LOG_LEVEL_ERROR, "cannot start an I/O thread: %s",
                      strerror(-ret));

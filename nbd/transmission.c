@@ -86,6 +86,7 @@ static bool coroutine_fn take_request(Connection *conn, const uint8_t *header)
                    (unsigned long long)conn->id);
         return false;
     }
+    conn->taken++;
     input_take(conn, NBD_REQUEST_SIZE);
     error = provide(conn, req, &why);
     if (!take_payload(conn, req, error)) {

@@ -7,6 +7,7 @@ behind; on one I/O thread and on several.
 
 import contextlib
 import select
+import time
 
 import nbdclient as nbd
 import recorder
@@ -184,6 +185,22 @@ def idle_clients_cost_no_processor(box):
         client.send(client.pack(nbd.CMD_READ, 0, 512) * 4 +
                     nbd.pack_request(nbd.CMD_WRITE, 1, 0, 4096)[:20])
     check_not_spinning(server)
+
+
+@case
+def slow_clients_end_busy_polling(box):
+    """One whose pauses are longer than --busy-poll has no use for it."""
+    server = box.disk_server(options=["--threads", 1, "--busy-poll", 2000])
+    client = ready(box, server)
+    for _ in range(1000):
+        client.read(0, 512)  # as quick as can be: it polls
+    before = server.processor_seconds()
+    for _ in range(rounds(100)):
+        client.read(0, 512)
+        time.sleep(0.01)
+    used = server.processor_seconds() - before
+    limit = rounds(100) * 0.001
+    assert used < limit, f"{used} s of a processor, expected {limit} at most"
 
 
 @case

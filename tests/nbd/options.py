@@ -48,7 +48,8 @@ def help_and_version(_box):
     code, out, err = call("--help")
     eq((code, err), (0, ""), "status and stderr of --help")
     for option in ("unix", "tcp", "export", "default-export", "threads",
-                   "max-connections", "max-inflight", "handshake-timeout",
+                   "busy-poll", "max-connections", "max-inflight",
+                   "handshake-timeout",
                    "pid-file", "log-level", "direct", "help", "version"):
         assert f"--{option}" in out, f"--{option} is not in the help"
     assert all(len(line) <= 80 for line in out.splitlines()), "long lines"
@@ -120,6 +121,9 @@ def numbers_that_do_not_parse(box):
                        "4294967297", "99999999999999999999"):
             check_refused(2, f"--{option}", *listen, *EXPORT, f"--{option}",
                           number)
+    for number in "", "-1", "x", "1.5", "1000001", "4294967296":
+        check_refused(2, "--busy-poll", *listen, *EXPORT, "--busy-poll",
+                      number)
     check_refused(2, "loud", *listen, *EXPORT, "--log-level", "loud")
 
 
