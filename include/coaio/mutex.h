@@ -10,9 +10,9 @@
  *     still spins has not queued, and may take a free lock; an unlocker never
  *     passes over a queued waiter.
  *   - A locker spins briefly, and only for a holder that took the mutex on
- *     another thread, while nobody queues.  Whether that one still runs cannot
- *     be asked, for it may be gone: so spinning that fails makes later
- *     spinning shorter.
+ *     another thread, or was handed it and is being woken there, while nobody
+ *     queues.  Whether that one runs cannot be asked, for it may be gone: so
+ *     spinning that fails makes later spinning shorter.
  *   - Whoever unlocks last may free the mutex at once, even while an earlier
  *     unlock is still returning in another thread.
  *   - There is no destroy function.  A zeroed CoMutex is an unlocked one.
@@ -44,9 +44,9 @@ struct CoMutex {
     void *head_;        /* the holder's: who waits, oldest first */
     void *tail_;
     Coroutine *holder_; /* compared, never followed */
-    void *thread_;      /* where the holder took it; compared only */
+    void *thread_;      /* where the holder runs; compared only */
     uint32_t spins_;    /* how long spinning has paid of late */
-    uint32_t pad_;
+    uint32_t vain_;     /* how often waiting for an arrival has not */
 };
 
 /**

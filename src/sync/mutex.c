@@ -55,6 +55,17 @@ enum {
 #define SPIN_MIN SCALED(10, 1)
 #define SPIN_MAX SCALED(100, 1)
 
+/*
+ * And how often at one that was handed to a waiter of another thread, who has
+ * not come to it yet: some tens of microseconds, as long as a wake-up takes.
+ * One that queues meanwhile would be handed the mutex in the same way, and so
+ * would the next, each waking up for a few instructions: two threads get out
+ * of that only if one of them is awake, and not in the queue, when the other
+ * lets go.  Halved each time that it was in vain, VAIN_MAX times at most.
+ */
+#define ARRIVAL_MAX SCALED(2000, 1)
+#define VAIN_MAX    5
+
 static COLD NORETURN void misuse_relock(const CoMutex *mutex,
                                         const Coroutine *self)
 {
@@ -113,48 +124,109 @@ static inline bool try_take(CoMutex *mutex, uintptr_t *word)
     return cas_acquire(&mutex->word_, word, (uintptr_t)MUTEX_HELD);
 }
 
+/* What thread_ says of a mutex that was handed to co, which is on its way to
+ * it, or to another one of that home: no thread has an odd address. */
+static inline void *arriving_like(Coroutine *co)
+{
+    return (void *)((uintptr_t)load_relaxed(&co->home) | 1);
+}
+
 /*
  * Whether it makes sense to look again soon.  All of this are hints: the
  * holder may be gone, so only the mutex can be asked.
  *
  * No, if somebody queues already, as then the unlocker will hand over to him;
- * if the mutex was handed to one whose thread has not come to it yet; and if
- * the holder is of this thread, and so cannot run now.  That it took the mutex
- * on another thread does not tell whether it runs still, or has suspended
- * itself meanwhile: hence the bound, which shrinks where spinning fails.
+ * and if the holder is of this thread, and so cannot run now.  That it took
+ * the mutex on another thread does not tell whether it runs still, or has
+ * suspended itself meanwhile: hence the bounds, which shrink where spinning
+ * fails.
  */
-static inline bool worth_spinning(CoMutex *mutex, const OsThread *thread,
-                                  uintptr_t word)
+typedef enum Prospect {
+    HOPELESS,
+    RUNNING,  /* the holder, on another thread */
+    ARRIVING, /* likewise */
+} Prospect;
+
+static inline Prospect prospect(CoMutex *mutex, const OsThread *thread,
+                                uintptr_t word)
 {
     void *other = load_relaxed(&mutex->thread_);
 
-    return word == MUTEX_HELD && !load_relaxed(&mutex->head_) && other &&
-           other != thread;
+    if (word != MUTEX_HELD || load_relaxed(&mutex->head_) || !other ||
+        other == thread || other == arriving_like(thread->current)) {
+        return HOPELESS;
+    }
+    if ((uintptr_t)other & 1) {
+        MARK("mutex: an arrival is waited for");
+        return ARRIVING;
+    }
+    return RUNNING;
+}
+
+/* How often a locker may look at a mutex in either case. */
+typedef struct SpinBounds {
+    uint32_t running;
+    uint32_t arriving;
+} SpinBounds;
+
+static SpinBounds spin_bounds(CoMutex *mutex)
+{
+    uint32_t running = load_relaxed(&mutex->spins_) * 2 + SPIN_MIN;
+
+    return (SpinBounds){
+        .running = running < SPIN_MAX ? running : SPIN_MAX,
+        .arriving = (uint32_t)ARRIVAL_MAX >> load_relaxed(&mutex->vain_),
+    };
+}
+
+/* Learn from n looks while the holder ran, the last of which was lucky. */
+static void spun_well(CoMutex *mutex, uint32_t n)
+{
+    uint32_t usual = load_relaxed(&mutex->spins_);
+
+    MARK("mutex: taken while spinning");
+    store_relaxed(&mutex->spins_, usual - usual / 8 + n / 8);
+    if (load_relaxed(&mutex->vain_)) {
+        store_relaxed(&mutex->vain_, 0);
+    }
+}
+
+/* Learn that the one or the other bound was reached. */
+static void spun_in_vain(CoMutex *mutex, Prospect last)
+{
+    uint32_t vain = load_relaxed(&mutex->vain_);
+
+    if (last == RUNNING) {
+        store_relaxed(&mutex->spins_, load_relaxed(&mutex->spins_) / 2);
+    } else if (vain < VAIN_MAX) {
+        store_relaxed(&mutex->vain_, vain + 1);
+    }
 }
 
 /* Try to take it for a while.  Returns whether that went well. */
 static bool spin(CoMutex *mutex, const OsThread *thread)
 {
-    uint32_t usual = load_relaxed(&mutex->spins_);
-    uint32_t most = usual * 2 + SPIN_MIN;
-    uintptr_t word;
+    SpinBounds most = spin_bounds(mutex);
+    uint32_t looks[] = {[RUNNING] = 0, [ARRIVING] = 0};
+    Prospect now = RUNNING;
 
-    if (most > SPIN_MAX) {
-        most = SPIN_MAX;
-    }
-    for (uint32_t i = 0; i < most; i++) {
-        word = load_relaxed(&mutex->word_);
+    while (looks[RUNNING] < most.running && looks[ARRIVING] < most.arriving) {
+        uintptr_t word = load_relaxed(&mutex->word_);
+
         if (word == MUTEX_FREE && try_take(mutex, &word)) {
-            MARK("mutex: taken while spinning");
-            store_relaxed(&mutex->spins_, usual - usual / 8 + i / 8);
+            spun_well(mutex, looks[RUNNING]);
             return true;
         }
-        if (word != MUTEX_FREE && !worth_spinning(mutex, thread, word)) {
+        if (word != MUTEX_FREE) {
+            now = prospect(mutex, thread, word);
+        }
+        if (now == HOPELESS) {
             return false;
         }
+        looks[now]++;
         spin_hint();
     }
-    store_relaxed(&mutex->spins_, usual / 2);
+    spun_in_vain(mutex, now);
     return false;
 }
 
@@ -318,7 +390,7 @@ static NOINLINE void hand_over(CoMutex *mutex)
     Waiter *waiter = load_relaxed(&mutex->head_);
 
     store_relaxed(&mutex->head_, (void *)waiter->next);
-    store_relaxed(&mutex->thread_, NULL);
+    store_relaxed(&mutex->thread_, arriving_like(waiter->wait.co));
     if (!MUTANT(MUTEX_HOLDER_LATE)) {
         store_relaxed(&mutex->holder_, waiter->wait.co); /* INVARIANTS 4 */
     }

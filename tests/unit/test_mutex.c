@@ -278,6 +278,35 @@ TEST(nobody_spins_for_a_holder_on_his_own_thread)
     here_close();
 }
 
+static void lock_anew(void *opaque)
+{
+    CoMutex *mutex = opaque;
+
+    co_mutex_lock(mutex);
+    coroutine_yield();
+    co_mutex_unlock(mutex); /* hands it over */
+    co_mutex_lock(mutex);
+    co_mutex_unlock(mutex);
+    served++;
+}
+
+/* Who was handed it here cannot come to it meanwhile. */
+TEST(nobody_spins_for_an_arrival_on_his_own_thread)
+{
+    CoMutex mutex = {0};
+    Job job = {.mutex = &mutex};
+    Coroutine *co;
+
+    here_open();
+    co = begin(lock_anew, &mutex);
+    begin(lock_once, &job);
+    coroutine_enter(co);
+    CHECK(job.done);
+    CHECK_EQ(served, 2);
+    CHECK_EQ(mutex.vain_, 0);
+    here_close();
+}
+
 static void take_over_costs_nothing(void *opaque)
 {
     Job *job = opaque;

@@ -114,6 +114,44 @@ TEST(spinning_in_vain_is_given_up)
     loops_stop();
 }
 
+static bool occupied, vacated; /* atomic */
+
+static void occupier(void *opaque)
+{
+    (void)opaque;
+    store_release(&occupied, true);
+    until(load_acquire(&vacated)); /* on the loop's thread */
+    job_done();
+}
+
+/* The one who was handed it is late: nobody spins for it without end. */
+TEST(waiting_for_an_arrival_in_vain_is_given_up)
+{
+    CoMutex mutex = {0};
+    Waiter late = {.mutex = &mutex};
+    Waiter w = {.mutex = &mutex, .number = 1};
+
+    loops_start(3);
+    start(loop(0), holder, &mutex);
+    until(load_acquire(&held));
+    late.ctx = loop(1);
+    start(late.ctx, locker, &late);
+    until(load_acquire(&mutex.word_) > 1);
+    start(loop(1), occupier, NULL);
+    until(load_acquire(&occupied));
+    store_release(&let_go, true);
+    until((uintptr_t)load_acquire(&mutex.thread_) & 1);
+    w.ctx = loop(2);
+    start(w.ctx, locker, &w);
+    until(load_acquire(&mutex.word_) > 1);
+    CHECK_EQ(load_relaxed(&mutex.vain_), 1);
+    store_release(&vacated, true);
+    loops_join(4);
+    CHECK_EQ(order[0], 0);
+    CHECK_EQ(order[1], 1);
+    loops_stop();
+}
+
 /* --- mutual exclusion ----------------------------------------------------*/
 
 typedef struct Counter {
