@@ -8,6 +8,7 @@
  *   at once     a file in memory (tmpfs, ramfs), up to DIRECT_MAX bytes
  *   RWF_NOWAIT  what is in the page cache comes at once; -EAGAIN means that
  *               it is not there, -EOPNOTSUPP is remembered for the file
+ *   the engine  everything else at an offset, if it can (io_uring)
  *   a worker    everything else
  *
  * RWF_NOWAIT stops where the page cache ends, which is not the end of the
@@ -64,8 +65,44 @@ static ssize_t transfer_nowait(const IoTransfer *t)
 
 /* --- the ways -------------------------------------------------------------*/
 
-static ssize_t coroutine_fn transfer_in_worker(const FileCall *f, IoTransfer *t)
+/*
+ * Whether fd is a file now, asked of the kernel: io_uring ignores the offset
+ * where preadv(2) says ESPIPE, and would take from a pipe or a socket that has
+ * got the number meanwhile.
+ */
+static bool is_file_still(int fd)
 {
+    OsFileKind kind;
+    IoFd *entry;
+
+    return io_fd_check(fd, &entry, &kind) == 0 && kind == OS_FILE_REGULAR;
+}
+
+static ssize_t coroutine_fn transfer_by_engine(const FileCall *f,
+                                               const IoTransfer *t)
+{
+    const OsUringRequest request = {
+        .call = t->direction == IO_READ ? OS_URING_READ : OS_URING_WRITE,
+        .fd = t->fd,
+        .offset = t->offset,
+        .iov = t->iov,
+        .iovcnt = t->iovcnt,
+    };
+
+    if (t->offset < 0 || f->kind != OS_FILE_REGULAR || !io_may_submit() ||
+        !is_file_still(t->fd)) {
+        return IO_NEEDS_OTHER_WAY;
+    }
+    return io_submit(f->entry, &request, t->what);
+}
+
+static ssize_t coroutine_fn transfer_elsewhere(const FileCall *f, IoTransfer *t)
+{
+    ssize_t result = transfer_by_engine(f, t);
+
+    if (result != IO_NEEDS_OTHER_WAY) {
+        return result;
+    }
     return io_run_in_worker(f->entry, transfer_blocking, t, t->what);
 }
 
@@ -119,7 +156,7 @@ static NOINLINE ssize_t coroutine_fn transfer_rest(const FileCall *f,
         }
         n = transfer_at_once(f, &part);
         if (n == IO_NEEDS_WORKER) {
-            n = transfer_in_worker(f, &part);
+            n = transfer_elsewhere(f, &part);
             done += n > 0 ? (size_t)n : 0;
             if (n < (ssize_t)bytes) {
                 break; /* an error comes back next time */
@@ -146,7 +183,7 @@ ssize_t io_file_transfer(const IoTransfer *transfer, IoFd *entry,
     store_relaxed(&entry->transfers, load_relaxed(&entry->transfers) + 1);
     result = transfer_at_once(&f, &whole);
     if (result == IO_NEEDS_WORKER) {
-        return transfer_in_worker(&f, &whole);
+        return transfer_elsewhere(&f, &whole);
     }
     if (result > 0 && (size_t)result < f.total && kind != OS_FILE_MEMORY) {
         return transfer_rest(&f, (size_t)result);
@@ -180,42 +217,32 @@ int io_slice(const IoTransfer *transfer, size_t skip, size_t limit,
 
 /* --- what is not a transfer -----------------------------------------------*/
 
-typedef struct FileJob {
-    int fd;
-    int (*call)(const struct FileJob *job);
-    int mode;
-    off_t offset;
-    off_t length;
-} FileJob;
-
-static int call_fsync(const FileJob *job)
+static int call_once(const OsUringRequest *job)
 {
-    return os_fsync(job->fd);
-}
-
-static int call_fdatasync(const FileJob *job)
-{
-    return os_fdatasync(job->fd);
-}
-
-static int call_fallocate(const FileJob *job)
-{
-    return os_fallocate(job->fd, job->mode, job->offset, job->length);
+    switch (job->call) {
+    case OS_URING_FSYNC:
+        return os_fsync(job->fd);
+    case OS_URING_FDATASYNC:
+        return os_fdatasync(job->fd);
+    default:
+        return os_fallocate(job->fd, job->mode, job->offset, job->length);
+    }
 }
 
 static ssize_t run_job(void *arg)
 {
-    const FileJob *job = arg;
+    const OsUringRequest *job = arg;
     int result;
 
     do {
-        result = job->call(job);
+        result = call_once(job);
     } while (result == -EINTR);
     return result;
 }
 
-static int coroutine_fn do_job(const char *what, FileJob *job)
+static int coroutine_fn do_job(const char *what, OsUringRequest *job)
 {
+    ssize_t result = IO_NEEDS_OTHER_WAY;
     OsFileKind kind;
     IoFd *entry;
     int ret;
@@ -230,28 +257,38 @@ static int coroutine_fn do_job(const char *what, FileJob *job)
     if (kind == OS_FILE_MEMORY && job->length <= (off_t)DIRECT_MAX) {
         return (int)run_job(job);
     }
-    return (int)io_run_in_worker(entry, run_job, job, what);
+    if (kind == OS_FILE_REGULAR) {
+        result = io_submit(entry, job, what);
+    }
+    if (result == IO_NEEDS_OTHER_WAY) {
+        result = io_run_in_worker(entry, run_job, job, what);
+    }
+    return (int)result;
 }
 
 int co_fsync(int fd)
 {
-    FileJob job = {.fd = fd, .call = call_fsync};
+    OsUringRequest job = {.call = OS_URING_FSYNC, .fd = fd, .offset = -1};
 
     return do_job("co_fsync", &job);
 }
 
 int co_fdatasync(int fd)
 {
-    FileJob job = {.fd = fd, .call = call_fdatasync};
+    OsUringRequest job = {
+        .call = OS_URING_FDATASYNC,
+        .fd = fd,
+        .offset = -1,
+    };
 
     return do_job("co_fdatasync", &job);
 }
 
 int co_fallocate(int fd, int mode, off_t offset, off_t length)
 {
-    FileJob job = {
+    OsUringRequest job = {
+        .call = OS_URING_FALLOCATE,
         .fd = fd,
-        .call = call_fallocate,
         .mode = mode,
         .offset = offset,
         .length = length,

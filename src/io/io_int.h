@@ -7,6 +7,7 @@
  *                     │                ├──> transfer.c (readiness)
  *                     ├────> stream.c ─┘       │
  *                     └────> file.c ───────────┴──> job.c (workers)
+ *                               └──> submit.c (the engine itself)
  */
 #ifndef COAIO_IO_IO_INT_H
 #define COAIO_IO_IO_INT_H
@@ -15,6 +16,7 @@
 #include "loop/wait.h"
 #include "loop/worker.h"
 #include "os/file.h"
+#include "os/uring.h"
 #include "os/thread.h"
 
 #include <coaio/io.h>
@@ -48,7 +50,8 @@ typedef struct IoFd {
 
     List jobs;        /* of IoJob.link; lock of sides[IO_READ], like: */
     CoWait *closer;   /* waits for running to be 0, or NULL */
-    uint32_t running; /* atomic, futex: jobs that a worker has begun */
+    uint32_t running; /* atomic, futex: jobs that a worker has begun, and
+                         operations that an engine was given */
     bool blocked;     /* a thread waits for running to be 0 */
 } IoFd;
 
@@ -166,6 +169,26 @@ ssize_t coroutine_fn io_run_in_worker_turn(const IoTurn *turn, IoBlocking *fn,
 /* Take back the jobs of entry that have not begun; lock of its reading side,
  * and it is closing. */
 void io_jobs_cancel_locked(IoFd *entry);
+
+/* What co_close() waits for: returns 0 or -ECANCELED; to be released. */
+int io_fd_hold(IoFd *entry);
+void io_fd_release(IoFd *entry);
+
+/* --- submit.c: operations of the engine ----------------------------------- */
+
+/* What says that the engine cannot. */
+#define IO_NEEDS_OTHER_WAY ((ssize_t)-10001)
+
+/* Whether the engine of the caller's context makes operations. */
+bool io_may_submit(void);
+
+/*
+ * Make request, on the file that entry stands for, an operation of the engine
+ * of the caller's context.  Returns its result, -ECANCELED, or
+ * IO_NEEDS_OTHER_WAY: nothing was done.
+ */
+ssize_t coroutine_fn io_submit(IoFd *entry, const OsUringRequest *request,
+                               const char *what);
 
 /* --- the kinds of descriptors --------------------------------------------- */
 

@@ -12,7 +12,8 @@
  * INVARIANTS
  *
  *   1. done alone ends the wait, once.  A cancel only makes it come earlier.
- *   2. running of a descriptor counts the jobs in its list that have begun.
+ *   2. running of a descriptor counts the jobs in its list that have begun, and
+ *      the operations of engines (submit.c).
  */
 #include "io/io_int.h"
 
@@ -58,17 +59,12 @@ static bool job_begin(IoJob *job)
     return true;
 }
 
-static void job_end(IoJob *job)
+/* Under the lock, which it drops: nobody may touch entry's jobs after that. */
+static void running_ends_unlock(IoFd *entry)
 {
-    IoFd *entry = job->entry;
     CoWait *closer = NULL;
     bool blocked = false;
 
-    if (!entry) {
-        return;
-    }
-    os_mutex_lock(lock_of(entry));
-    list_remove(&job->link);
     store_release(&entry->running, entry->running - 1); /* INVARIANTS 2 */
     if (entry->running == 0) {
         closer = entry->closer;
@@ -79,9 +75,20 @@ static void job_end(IoJob *job)
     os_mutex_unlock(lock_of(entry));
     if (closer) {
         co_wait_settle(closer, 0);
-        co_wait_wake(closer, "a worker");
+        co_wait_wake(closer, "the last one that used the file");
     } else if (blocked) {
         os_futex_wake(&entry->running, 1);
+    }
+}
+
+static void job_end(IoJob *job)
+{
+    IoFd *entry = job->entry;
+
+    if (entry) {
+        os_mutex_lock(lock_of(entry));
+        list_remove(&job->link);
+        running_ends_unlock(entry);
     }
 }
 
@@ -233,4 +240,25 @@ int co_run_in_worker(int (*fn)(void *arg), void *arg)
         return fn(arg);
     }
     return (int)job_make(&job, NULL, "co_run_in_worker");
+}
+
+/* --- operations of the engine ---------------------------------------------*/
+
+int io_fd_hold(IoFd *entry)
+{
+    bool closing;
+
+    os_mutex_lock(lock_of(entry));
+    closing = entry->closing;
+    if (!closing) {
+        store_relaxed(&entry->running, entry->running + 1);
+    }
+    os_mutex_unlock(lock_of(entry));
+    return closing ? -ECANCELED : 0;
+}
+
+void io_fd_release(IoFd *entry)
+{
+    os_mutex_lock(lock_of(entry));
+    running_ends_unlock(entry);
 }

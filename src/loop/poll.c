@@ -37,7 +37,8 @@ static bool work_pending(const AioContext *ctx)
 /* Else there is nothing for the engine to find. */
 static bool worth_looking(const AioContext *ctx)
 {
-    return fd_watching(ctx) || load_relaxed(&ctx->poller.due);
+    return fd_watching(ctx) || load_relaxed(&ctx->poller.due) ||
+           ctx->poller.ops_taken > 0;
 }
 
 int64_t context_prepare(AioContext *ctx)
@@ -210,10 +211,12 @@ static void wait_for_events(AioContext *ctx, int64_t timeout_ns)
 }
 
 /* Work is waiting: look at the descriptors, but not each time if the caller
- * would rather have blocked. */
+ * would rather have blocked, unless operations have yet to begin. */
 static void look(AioContext *ctx, bool blocking)
 {
-    if (!worth_looking(ctx) || (blocking && ctx->skipped < SKIP_MOST)) {
+    bool skip = blocking && ctx->skipped < SKIP_MOST;
+
+    if (!worth_looking(ctx) || (skip && !ctx->poller.ops_waiting)) {
         ctx->skipped++;
         return;
     }

@@ -40,6 +40,10 @@
 #include <liburing.h>
 #include <signal.h>
 
+#ifdef COAIO_HAVE_VALGRIND
+#include <valgrind/memcheck.h>
+#endif
+
 #define NS_PER_S 1000000000
 
 /* Requests that are queued at once, and completions, at 64 and 16 bytes. */
@@ -52,6 +56,7 @@
 struct OsUring {
     struct io_uring ring;
     bool flagged;   /* the kernel says when it wants to be entered */
+    bool files;     /* may be used for calls on files */
     uint8_t skip;   /* IOSQE_... for a removal */
     uint64_t known; /* bit by IORING_OP_...: the kernel has it */
 };
@@ -151,6 +156,7 @@ int os_uring_open(OsUring **out, unsigned without)
         return ret;
     }
     ring->flagged = ring->ring.flags & IORING_SETUP_TASKRUN_FLAG;
+    ring->files = !(without & OS_URING_NO_FILES);
     if ((ring->ring.features & IORING_FEAT_CQE_SKIP) &&
         !(without & OS_URING_NO_SKIP)) {
         ring->skip = IOSQE_CQE_SKIP_SUCCESS;
@@ -265,6 +271,100 @@ int os_uring_poll_remove(OsUring *ring, uint64_t data, uint64_t ignore)
         return -EAGAIN;
     }
     io_uring_prep_poll_remove(sqe, data);
+    io_uring_sqe_set_flags(sqe, ring->skip);
+    io_uring_sqe_set_data64(sqe, ignore);
+    return 0;
+}
+
+/* --- calls on files -------------------------------------------------------*/
+
+typedef struct CallKind {
+    const char *name; /* the system call's, for faults and records */
+    uint8_t op;
+} CallKind;
+
+static const CallKind call_kinds[] = {
+    [OS_URING_READ] = {"preadv", IORING_OP_READV},
+    [OS_URING_WRITE] = {"pwritev", IORING_OP_WRITEV},
+    [OS_URING_FSYNC] = {"fsync", IORING_OP_FSYNC},
+    [OS_URING_FDATASYNC] = {"fdatasync", IORING_OP_FSYNC},
+    [OS_URING_FALLOCATE] = {"fallocate", IORING_OP_FALLOCATE},
+};
+
+static void fill_in(struct io_uring_sqe *sqe, const OsUringRequest *r)
+{
+    switch (r->call) {
+    case OS_URING_READ:
+        io_uring_prep_readv(sqe, r->fd, r->iov, (unsigned)r->iovcnt,
+                            (uint64_t)r->offset);
+        break;
+    case OS_URING_WRITE:
+        io_uring_prep_writev(sqe, r->fd, r->iov, (unsigned)r->iovcnt,
+                             (uint64_t)r->offset);
+        break;
+    case OS_URING_FSYNC:
+        io_uring_prep_fsync(sqe, r->fd, 0);
+        break;
+    case OS_URING_FDATASYNC:
+        io_uring_prep_fsync(sqe, r->fd, IORING_FSYNC_DATASYNC);
+        break;
+    case OS_URING_FALLOCATE:
+        io_uring_prep_fallocate(sqe, r->fd, r->mode, r->offset, r->length);
+        break;
+    }
+}
+
+int os_uring_request(OsUring *ring, const OsUringRequest *request,
+                     uint64_t data)
+{
+    const CallKind *kind = &call_kinds[request->call];
+    struct io_uring_sqe *sqe;
+    int error;
+
+    if (!ring->files || !(ring->known & UINT64_C(1) << kind->op)) {
+        return -EOPNOTSUPP;
+    }
+    sqe = get_slot(ring);
+    if (!sqe) {
+        return -EAGAIN;
+    }
+    os_record(kind->name, request->fd, request->offset, 0, true);
+    error = os_fault(kind->name);
+    if (error) {
+        io_uring_prep_nop(sqe);
+        io_uring_sqe_set_data64(sqe, data);
+        return error;
+    }
+    fill_in(sqe, request);
+    io_uring_sqe_set_data64(sqe, data);
+    return 0;
+}
+
+void os_uring_finished(const OsUringRequest *request, ssize_t result)
+{
+    os_record(call_kinds[request->call].name, request->fd, request->offset,
+              result, false);
+#ifdef COAIO_HAVE_VALGRIND
+    /* It has not seen the kernel write. */
+    for (int i = 0; request->call == OS_URING_READ && result > 0; i++) {
+        const struct iovec *iov = &request->iov[i];
+        size_t n =
+            (size_t)result < iov->iov_len ? (size_t)result : iov->iov_len;
+
+        VALGRIND_MAKE_MEM_DEFINED(iov->iov_base, n);
+        result -= (ssize_t)n;
+    }
+#endif
+}
+
+int os_uring_cancel(OsUring *ring, uint64_t data, uint64_t ignore)
+{
+    struct io_uring_sqe *sqe = get_slot(ring);
+
+    if (!sqe) {
+        return -EAGAIN;
+    }
+    io_uring_prep_cancel64(sqe, data, 0);
     io_uring_sqe_set_flags(sqe, ring->skip);
     io_uring_sqe_set_data64(sqe, ignore);
     return 0;

@@ -22,8 +22,30 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
+#include <sys/uio.h>
 
 typedef struct OsUring OsUring;
+
+typedef enum OsUringCall {
+    OS_URING_READ,  /* preadv(2) */
+    OS_URING_WRITE, /* pwritev(2) */
+    OS_URING_FSYNC,
+    OS_URING_FDATASYNC,
+    OS_URING_FALLOCATE,
+} OsUringCall;
+
+/* A call on a file, as the system calls of these names. */
+typedef struct OsUringRequest {
+    OsUringCall call;
+    int fd;
+    off_t offset;            /* of transfers and fallocate(2) */
+    const struct iovec *iov; /* of transfers; and what it points to: belong to
+                                the kernel until the request has completed */
+    int iovcnt;
+    int mode; /* of fallocate(2) */
+    off_t length;
+} OsUringRequest;
 
 typedef struct OsUringEvent {
     uint64_t data;  /* of the request */
@@ -36,6 +58,7 @@ enum {
     OS_URING_NO_DEFER = 1, /* completions delivered when we ask only */
     OS_URING_NO_COOP = 2,  /* or when we enter the kernel */
     OS_URING_NO_SKIP = 4,  /* removals that work complete in silence */
+    OS_URING_NO_FILES = 8, /* calls on files */
 };
 
 /*
@@ -71,6 +94,22 @@ int os_uring_poll(OsUring *ring, int fd, uint32_t events, bool multishot,
  * ignore.  Returns 0, or -EAGAIN if there is no room.
  */
 int os_uring_poll_remove(OsUring *ring, uint64_t data, uint64_t ignore);
+
+/*
+ * Make a call on a file; completes with its result or -errno.  Returns 0; or
+ * -EAGAIN if there is no room, -EOPNOTSUPP if the kernel has no such request;
+ * or, in test builds, the error that the call is to fail with, as a positive
+ * number.  os_uring_finished() is to be told the result.
+ */
+int os_uring_request(OsUring *ring, const OsUringRequest *request,
+                     uint64_t data);
+void os_uring_finished(const OsUringRequest *request, ssize_t result);
+
+/*
+ * Have the request with that data complete soon: with -ECANCELED or -EINTR if
+ * it has not been done by then.  ignore as above.
+ */
+int os_uring_cancel(OsUring *ring, uint64_t data, uint64_t ignore);
 
 /*
  * Submit what is queued, and wait until there is a completion to be taken, for

@@ -311,7 +311,7 @@ TEST(small_transfers_in_memory_are_made_here)
 
 TEST(what_a_file_cannot_do_is_tried_once)
 {
-    AioContext *ctx = go_begin(NULL);
+    AioContext *ctx = go_begin("epoll");
     char buf[512] = "";
     int fd = on_disk();
 
@@ -337,7 +337,7 @@ TEST(what_a_file_cannot_do_is_tried_once)
 /* RWF_NOWAIT on such a file would still wait for the device. */
 TEST(synchronous_files_are_left_to_workers)
 {
-    AioContext *ctx = go_begin(NULL);
+    AioContext *ctx = go_begin("epoll");
     char buf[512] = "";
     int fd = temporary("/var/tmp", O_DSYNC);
 

@@ -14,11 +14,25 @@
 #ifndef COAIO_LOOP_POLLER_H
 #define COAIO_LOOP_POLLER_H
 
+#include "base/post.h"
+#include "os/uring.h"
+
 #include <stdbool.h>
 #include <stdint.h>
 
 struct AioContext;
-struct IoOp; /* an operation that an engine completes: none in this release */
+
+/*
+ * An operation that an engine completes by itself.  Its owner fills in
+ * post.run and request, and submits it; from then on it is the engine's, until
+ * post.run is called on the home thread, outside coroutines, as for a wake-up
+ * that was posted.
+ */
+typedef struct IoOp {
+    Post post; /* first */
+    OsUringRequest request;
+    ssize_t result; /* or -errno; the engine's, then the owner's */
+} IoOp;
 
 typedef struct PollerOps {
     const char *name;
@@ -55,8 +69,14 @@ typedef struct PollerOps {
      */
     int (*wait)(struct AioContext *ctx, int64_t timeout_ns);
 
-    /* Take in an operation: NULL, for engines without. */
-    int (*submit)(struct AioContext *ctx, struct IoOp *op);
+    /*
+     * Take in an operation, for the next wait(): returns false if the engine
+     * or the kernel cannot.  NULL, for engines that have none.  Home thread.
+     */
+    bool (*submit)(struct AioContext *ctx, IoOp *op);
+    /* Have one that was taken in complete soon, with -ECANCELED or -EINTR if
+     * it has not been done by then.  Home thread. */
+    void (*cancel)(struct AioContext *ctx, IoOp *op);
 
     /* A descriptor that is readable when wait() would find something, for
      * foreign loops; or -1. */
@@ -69,6 +89,8 @@ typedef struct PollerOps {
 typedef struct Poller {
     const PollerOps *ops;
     void *state;   /* the engine's own */
+    unsigned ops_taken; /* operations that have not completed; the home's */
+    bool ops_waiting; /* some of them for the next wait(); the home's */
     uint32_t due;  /* atomic; it has something to tell the kernel, and wants
                       to wait() even if nothing is watched */
 } Poller;

@@ -56,10 +56,11 @@
 
 /*
  * What the kernel hands back: a descriptor (28 bits are enough: fd.c) and its
- * serial, or one of the others.
+ * serial, or an operation, or one of the others.
  */
 enum {
-    DATA_POLL = 1,
+    DATA_OP = 0, /* and the address of the IoOp */
+    DATA_POLL,
     DATA_EVENT,
     DATA_IGNORE
 };
@@ -115,6 +116,7 @@ static unsigned features_to_avoid(void)
     without |= strstr(names, "defer") ? OS_URING_NO_DEFER : 0;
     without |= strstr(names, "coop") ? OS_URING_NO_COOP : 0;
     without |= strstr(names, "skip") ? OS_URING_NO_SKIP : 0;
+    without |= strstr(names, "files") ? OS_URING_NO_FILES : 0;
     return without;
 }
 
@@ -385,8 +387,22 @@ static void event_completed(AioContext *ctx, UringState *state,
     }
 }
 
-/* Take what has completed.  Returns how many descriptors were reported, and
- * whether any of it was to end the sleep. */
+/* To run in this pass, with what was posted. */
+static void op_completed(AioContext *ctx, const OsUringEvent *event)
+{
+    IoOp *op = (IoOp *)(uintptr_t)event->data;
+
+    /* An error was decided before: by a test that wants the call to fail. */
+    if (op->result == 0) {
+        op->result = event->result;
+    }
+    os_uring_finished(&op->request, op->result);
+    ctx->poller.ops_taken--;
+    fifo_append(&ctx->ready, &op->post.node);
+}
+
+/* Take what has completed.  Returns how many descriptors and operations were
+ * reported, and whether any of it was to end the sleep. */
 static int take_completed(AioContext *ctx, UringState *state, bool *awake)
 {
     OsUringEvent event;
@@ -394,6 +410,10 @@ static int take_completed(AioContext *ctx, UringState *state, bool *awake)
 
     for (int i = 0; i < BATCH && os_uring_take(state->ring, &event); i++) {
         switch (event.data & DATA_KIND) {
+        case DATA_OP:
+            op_completed(ctx, &event);
+            reported++;
+            break;
         case DATA_POLL:
             reported += poll_completed(ctx, state, &event);
             break;
@@ -441,6 +461,7 @@ static int await_uring(AioContext *ctx, int64_t timeout_ns)
         if (prepare(ctx, state) < 0) {
             timeout_ns = 0;
         }
+        ctx->poller.ops_waiting = false;
         ret = os_uring_wait(state->ring, timeout_ns);
         reported = take_completed(ctx, state, &awake);
         if (awake || ret < 0 || timeout_ns == 0) {
@@ -448,6 +469,38 @@ static int await_uring(AioContext *ctx, int64_t timeout_ns)
         }
         /* Only the ends of what was removed, or the time has passed. */
         timeout_ns = remaining(timeout_ns, deadline);
+    }
+}
+
+/* --- operations -----------------------------------------------------------*/
+
+static bool submit_uring(AioContext *ctx, IoOp *op)
+{
+    UringState *state = ctx->poller.state;
+    uint64_t data = (uintptr_t)op;
+    int ret;
+
+    invariant((data & DATA_KIND) == DATA_OP);
+    if (unlikely(!state->enabled)) {
+        enable(ctx, state);
+    }
+    ret = os_uring_request(state->ring, &op->request, data);
+    if (ret < 0) {
+        return false;
+    }
+    op->result = -ret;
+    ctx->poller.ops_taken++;
+    ctx->poller.ops_waiting = true;
+    return true;
+}
+
+static void cancel_uring(AioContext *ctx, IoOp *op)
+{
+    UringState *state = ctx->poller.state;
+
+    /* Without room, it ends by itself. */
+    if (os_uring_cancel(state->ring, (uintptr_t)op, DATA_IGNORE) == 0) {
+        ctx->poller.ops_waiting = true;
     }
 }
 
@@ -468,11 +521,12 @@ static void forget_locked(UringState *state)
 
 /* Take a ring that can be polled in place of the one that cannot.  Returns
  * whether there is one. */
-static COLD bool make_pollable(UringState *state)
+static COLD bool make_pollable(AioContext *ctx, UringState *state)
 {
     OsUring *ring;
 
-    if (os_uring_open(&ring, features_to_avoid() | OS_URING_NO_DEFER) < 0) {
+    if (ctx->poller.ops_taken > 0 ||
+        os_uring_open(&ring, features_to_avoid() | OS_URING_NO_DEFER) < 0) {
         return false;
     }
     os_uring_close(state->ring);
@@ -490,7 +544,7 @@ static int describe_uring(AioContext *ctx)
 {
     UringState *state = ctx->poller.state;
 
-    return state->polled || make_pollable(state)
+    return state->polled || make_pollable(ctx, state)
                ? os_uring_descriptor(state->ring)
                : -1;
 }
@@ -510,6 +564,8 @@ const PollerOps poller_uring = {
     .close = close_uring,
     .update = update_uring,
     .wait = await_uring,
+    .submit = submit_uring,
+    .cancel = cancel_uring,
     .descriptor = describe_uring,
     .prepare = prepare_uring,
 };
