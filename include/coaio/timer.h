@@ -51,22 +51,27 @@ typedef enum AioClock {
 
 typedef void AioTimerFunc(void *opaque);
 
-/* The fields are the library's own. */
+/* A place in a list of timers. */
+typedef struct AioTimerLink {
+    struct AioTimerLink *next_;
+    struct AioTimerLink *prev_;
+} AioTimerLink;
+
+/* The fields are the library's own.  Those that the home thread uses are the
+ * first 64 bytes. */
 struct AioTimer {
+    AioTimerLink link_;
     AioContext *context_;
-    AioTimerFunc *callback_;
-    void *opaque_;
-    int64_t expiry_ns_;
-    uint64_t order_;
-    AioTimer *child_;
-    AioTimer *next_;
-    AioTimer *prev_;
-    AioTimer *request_next_;
-    AioTimer *request_prev_;
-    int64_t requested_ns_;
     uint8_t state_;
     uint8_t clock_;
     uint8_t requested_;
+    int64_t expiry_ns_;
+    const void *ahead_; /* a hint, never followed: what to fetch ahead */
+    AioTimerFunc *callback_;
+    void *opaque_;
+    int64_t requested_ns_;
+    AioTimer *request_next_;
+    AioTimer *request_prev_;
 };
 
 /**

@@ -10,6 +10,10 @@
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
+/* Have the line of memory that p points to brought near.  p is not followed:
+ * it may point to nothing. */
+#define prefetch(p) __builtin_prefetch(p)
+
 #define NOINLINE __attribute__((noinline))
 #define NORETURN __attribute__((noreturn))
 #define COLD __attribute__((cold, noinline))

@@ -285,6 +285,7 @@ static void context_init(AioContext *ctx, const AioContextOptions *options)
     ctx->event[0] = -1;
     ctx->event[1] = -1;
     list_init(&ctx->bhs);
+    timer_init(ctx);
     os_mutex_init(&ctx->lock);
     if (options && options->name) {
         snprintf(ctx->home.name, sizeof(ctx->home.name), "%s", options->name);

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Timers: a pairing heap for each clock of each context.
+ * Timers: a queue (loop/timer_queue.h) for each clock of each context, and
+ * what other threads ask of it.
  *
- * Guarantees: nothing is allocated; arming is O(1), expiring and deleting are
- * O(log n) amortised; on the home thread there is no lock and no locked
- * operation.  Equal expiry fires in the order of arming.  Does not guarantee
- * an order between timers of different clocks.
+ * Guarantees: nothing is allocated; arming and deleting are O(1), and on the
+ * home thread there is no lock and no locked operation.  Equal expiry fires in
+ * the order of arming.  Does not guarantee an order between timers of different
+ * clocks.
  *
- * The home thread alone touches the heaps.  Another thread that arms a timer
+ * The home thread alone touches the queues.  Another thread that arms a timer
  * puts it in the context's list of requests, and one that deletes puts a
  * record on its own stack in a second list; one post of the context, which is
  * on its way at most once, lets the home thread serve both.  So a timer is
@@ -21,14 +22,13 @@
  * serves a request; read by others under the lock)
  *
  *   IDLE    not armed, and its callback is not running
- *   ARMED   in the heap
- *   DUE     in the list of timers that this pass runs
+ *   ARMED   in a queue, or in the list of timers that this pass runs
  *   FIRED   not armed; the callback was called, and may be running
  *
  * INVARIANTS
  *
- *   1. A timer is ARMED or DUE exactly while it is in a heap, or in the list
- *      of due ones; `armed` counts both.
+ *   1. A timer is ARMED exactly while its link_ is in a list of a queue, or in
+ *      that of due ones; `armed` counts both.
  *   2. requested_ is 1 exactly while the timer is in the list of requests;
  *      both change under the lock.
  *   3. Requests and deletions are in the lists only while a post is on its
@@ -43,7 +43,7 @@
  *   takes the timer out of the requests.  If the timer is then IDLE, neither
  *   is a request being served (that happens under the lock) nor is it armed
  *   or running (4): done.  Else it leaves its record and sleeps.  The home
- *   thread takes the timer out of the heap; if a frame shows that the callback
+ *   thread takes the timer out of its list; if a frame shows that the callback
  *   runs, below a nested pass, the record moves to the frame, and the end of
  *   the callback serves it again, since the callback may have armed the timer.
  *   The record is done under the lock, and the deleter takes the lock once
@@ -51,7 +51,7 @@
  *
  *   When the home thread ends, it sets ctx->stopped under the lock, and then
  *   serves what is queued.  Whoever deletes later sees it, under the lock, and
- *   works on the heap directly, under the lock.
+ *   works on the lists directly, under the lock.
  */
 #include "base/assert.h"
 #include "base/explore.h"
@@ -62,7 +62,7 @@
 
 #define REALTIME_LOOK_NS 1000000000 /* a jump of the clock is seen so soon */
 
-enum { TIMER_IDLE = 0, TIMER_ARMED, TIMER_DUE, TIMER_FIRED };
+enum { TIMER_IDLE = 0, TIMER_ARMED, TIMER_FIRED };
 
 /* A callback that runs; on the home thread's stack. */
 typedef struct TimerFrame {
@@ -87,136 +87,7 @@ typedef struct Deletion {
  */
 enum { DELETION_WAITING = 0, DELETION_POKED, DELETION_DONE };
 
-/* --- the heap -------------------------------------------------------------*/
-
-static bool before(const AioTimer *a, const AioTimer *b)
-{
-    return a->expiry_ns_ < b->expiry_ns_ ||
-           (a->expiry_ns_ == b->expiry_ns_ && a->order_ < b->order_);
-}
-
-/* Join two trees, whose roots have no siblings; either may be NULL. */
-static AioTimer *meld(AioTimer *a, AioTimer *b)
-{
-    AioTimer *child;
-
-    if (!a || !b) {
-        return a ? a : b;
-    }
-    if (before(b, a)) {
-        child = a;
-        a = b;
-    } else {
-        child = b;
-    }
-    child->prev_ = a;
-    child->next_ = a->child_;
-    if (child->next_) {
-        child->next_->prev_ = child;
-    }
-    a->child_ = child;
-    return a;
-}
-
-static AioTimer *take_sibling(AioTimer **first)
-{
-    AioTimer *timer = *first;
-
-    if (timer) {
-        *first = timer->next_;
-        timer->next_ = NULL;
-        timer->prev_ = NULL;
-    }
-    return timer;
-}
-
-/* Join a list of siblings: in pairs from the left, then from the right. */
-static AioTimer *meld_siblings(AioTimer *first)
-{
-    AioTimer *pairs = NULL, *root = NULL, *pair;
-
-    while (first) {
-        AioTimer *left = take_sibling(&first);
-
-        pair = meld(left, take_sibling(&first));
-        pair->next_ = pairs;
-        pairs = pair;
-    }
-    while ((pair = take_sibling(&pairs))) {
-        root = meld(root, pair);
-    }
-    return root;
-}
-
-static void heap_insert(TimerQueue *queue, AioTimer *timer)
-{
-    timer->child_ = NULL;
-    timer->next_ = NULL;
-    timer->prev_ = NULL;
-    queue->root = meld(queue->root, timer);
-}
-
-static void heap_remove(TimerQueue *queue, AioTimer *timer)
-{
-    AioTimer *below = meld_siblings(timer->child_);
-
-    if (queue->root == timer) {
-        queue->root = below;
-        return;
-    }
-    if (timer->prev_->child_ == timer) {
-        timer->prev_->child_ = timer->next_;
-    } else {
-        timer->prev_->next_ = timer->next_;
-    }
-    if (timer->next_) {
-        timer->next_->prev_ = timer->prev_;
-    }
-    queue->root = meld(queue->root, below);
-}
-
-/* --- the list of due timers -----------------------------------------------*/
-
-static void due_append(Timers *timers, AioTimer *timer)
-{
-    timer->next_ = NULL;
-    timer->prev_ = timers->due_last;
-    if (timers->due_last) {
-        timers->due_last->next_ = timer;
-    } else {
-        timers->due_first = timer;
-    }
-    timers->due_last = timer;
-}
-
-static void due_remove(Timers *timers, AioTimer *timer)
-{
-    if (timer->prev_) {
-        timer->prev_->next_ = timer->next_;
-    } else {
-        timers->due_first = timer->next_;
-    }
-    if (timer->next_) {
-        timer->next_->prev_ = timer->prev_;
-    } else {
-        timers->due_last = timer->prev_;
-    }
-}
-
-/* Move what has expired from the heap to the list, in order. */
-static void take_due(Timers *timers, AioClock clock, int64_t now_ns)
-{
-    TimerQueue *queue = &timers->queues[clock];
-    AioTimer *timer;
-
-    while ((timer = queue->root) && timer->expiry_ns_ <= now_ns) {
-        heap_remove(queue, timer);
-        due_append(timers, timer);
-        store_relaxed(&timer->state_, TIMER_DUE);
-    }
-}
-
-/* --- arming and disarming, by whoever owns the heaps ----------------------*/
+/* --- arming and disarming, by whoever owns the queues ---------------------*/
 
 static TimerFrame *frame_of(const Timers *timers, const AioTimer *timer)
 {
@@ -229,33 +100,25 @@ static TimerFrame *frame_of(const Timers *timers, const AioTimer *timer)
 }
 
 /* Leave state_ to the caller. */
-static void take_out(Timers *timers, AioTimer *timer)
+static inline void take_out(Timers *timers, AioTimer *timer)
 {
-    switch (load_relaxed(&timer->state_)) {
-    case TIMER_ARMED:
-        heap_remove(&timers->queues[timer->clock_], timer);
-        break;
-    case TIMER_DUE:
-        due_remove(timers, timer);
-        break;
-    default:
-        return;
+    if (load_relaxed(&timer->state_) == TIMER_ARMED) {
+        invariant(timers->armed > 0); /* INVARIANTS 1 */
+        timers->armed--;
+        timer_list_remove(timer);
     }
-    invariant(timers->armed > 0); /* INVARIANTS 1 */
-    timers->armed--;
 }
 
-static void arm(Timers *timers, AioTimer *timer, int64_t expiry_ns)
+static inline void arm(Timers *timers, AioTimer *timer, int64_t expiry_ns)
 {
     take_out(timers, timer);
-    timer->expiry_ns_ = expiry_ns;
-    timer->order_ = timers->next_order++;
-    heap_insert(&timers->queues[timer->clock_], timer);
+    timer->ahead_ = timer; /* nothing is known; itself costs no access */
     timers->armed++;
     store_relaxed(&timer->state_, TIMER_ARMED);
+    timer_queue_insert(&timers->queues[timer->clock_], timer, expiry_ns);
 }
 
-static void disarm(Timers *timers, AioTimer *timer)
+static inline void disarm(Timers *timers, AioTimer *timer)
 {
     take_out(timers, timer);
     /* INVARIANTS 4 */
@@ -495,59 +358,95 @@ void aio_timer_init(AioTimer *timer, AioContext *ctx, AioClock clock,
     };
 }
 
-void aio_timer_mod_ns(AioTimer *timer, int64_t expiry_ns)
+/*
+ * Whether a call is one of the many: on the home thread, when no other thread
+ * has asked for anything.  The rest is in functions of its own, so that these
+ * need no frame.
+ */
+static inline bool is_simple(const AioTimer *timer, const OsThread *thread)
+{
+    return likely(!os_forked) &&
+           likely(context_is_home(timer->context_, thread)) &&
+           likely(!load_relaxed(&timer->requested_));
+}
+
+static NOINLINE void mod_ns_slowly(AioTimer *timer, int64_t expiry_ns)
 {
     AioContext *ctx = timer->context_;
 
     os_check_fork("aio_timer_mod_ns");
-    if (unlikely(!context_is_home(ctx, os_thread()))) {
+    if (!context_is_home(ctx, os_thread())) {
         request_arming(ctx, timer, expiry_ns);
         return;
     }
-    /* The user has ordered this after the request, if there was one. */
-    if (unlikely(load_relaxed(&timer->requested_))) {
-        forget_request(ctx, timer);
-    }
+    /* The user has ordered this after the request. */
+    forget_request(ctx, timer);
     arm(&ctx->timers, timer, expiry_ns);
 }
 
-void aio_timer_del(AioTimer *timer)
+void aio_timer_mod_ns(AioTimer *timer, int64_t expiry_ns)
+{
+    if (unlikely(!is_simple(timer, os_thread()))) {
+        mod_ns_slowly(timer, expiry_ns);
+        return;
+    }
+    arm(&timer->context_->timers, timer, expiry_ns);
+}
+
+static NOINLINE void del_slowly(AioTimer *timer)
 {
     AioContext *ctx = timer->context_;
     OsThread *thread = os_thread();
 
     os_check_fork("aio_timer_del");
-    if (unlikely(!context_is_home(ctx, thread))) {
+    if (!context_is_home(ctx, thread)) {
         request_deletion(ctx, timer, thread->context);
         return;
     }
-    if (unlikely(load_relaxed(&timer->requested_))) {
-        forget_request(ctx, timer);
-    }
+    forget_request(ctx, timer);
     disarm(&ctx->timers, timer);
+}
+
+void aio_timer_del(AioTimer *timer)
+{
+    if (unlikely(!is_simple(timer, os_thread()))) {
+        del_slowly(timer);
+        return;
+    }
+    disarm(&timer->context_->timers, timer);
 }
 
 bool aio_timer_pending(const AioTimer *timer)
 {
     uint8_t state = load_relaxed(&timer->state_);
 
-    return state == TIMER_ARMED || state == TIMER_DUE ||
-           load_relaxed(&timer->requested_);
+    return state == TIMER_ARMED || load_relaxed(&timer->requested_);
 }
 
 /* --- for the loop ---------------------------------------------------------*/
 
-static int64_t realtime_deadline_ns(const AioTimer *timer)
+void timer_init(AioContext *ctx)
+{
+    Timers *timers = &ctx->timers;
+
+    timer_queue_init(&timers->queues[AIO_CLOCK_MONOTONIC],
+                     os_clock_monotonic_ns());
+    timer_queue_init(&timers->queues[AIO_CLOCK_REALTIME],
+                     os_clock_realtime_ns());
+    timer_list_init(&timers->due);
+}
+
+static int64_t realtime_deadline_ns(int64_t expiry_ns)
 {
     int64_t left_ns = REALTIME_LOOK_NS;
     int64_t now_ns = os_clock_realtime_ns();
 
-    if (timer->expiry_ns_ <= now_ns) {
+    if (expiry_ns <= now_ns) {
         return 0;
     }
     /* Written so that a time far away does not overflow. */
-    if (timer->expiry_ns_ < now_ns + left_ns) {
-        left_ns = timer->expiry_ns_ - now_ns;
+    if (expiry_ns < now_ns + left_ns) {
+        left_ns = expiry_ns - now_ns;
     }
     return os_clock_monotonic_ns() + left_ns;
 }
@@ -555,18 +454,22 @@ static int64_t realtime_deadline_ns(const AioTimer *timer)
 int64_t timer_deadline_ns(AioContext *ctx)
 {
     Timers *timers = &ctx->timers;
-    const AioTimer *realtime = timers->queues[AIO_CLOCK_REALTIME].root;
-    const AioTimer *monotonic = timers->queues[AIO_CLOCK_MONOTONIC].root;
-    int64_t deadline_ns = INT64_MAX;
+    int64_t deadline_ns = INT64_MAX, expiry_ns;
 
-    if (timers->due_first) {
+    if (timers->armed == 0) {
+        return INT64_MAX;
+    }
+    if (!timer_list_empty(&timers->due)) {
         return 0; /* left by the pass that called the callback that polls */
     }
-    if (realtime) {
-        deadline_ns = realtime_deadline_ns(realtime);
+    if (timer_queue_earliest_ns(&timers->queues[AIO_CLOCK_REALTIME],
+                                &expiry_ns)) {
+        deadline_ns = realtime_deadline_ns(expiry_ns);
     }
-    if (monotonic && monotonic->expiry_ns_ < deadline_ns) {
-        deadline_ns = monotonic->expiry_ns_ > 0 ? monotonic->expiry_ns_ : 0;
+    if (timer_queue_earliest_ns(&timers->queues[AIO_CLOCK_MONOTONIC],
+                                &expiry_ns) &&
+        expiry_ns < deadline_ns) {
+        deadline_ns = expiry_ns > 0 ? expiry_ns : 0;
     }
     return deadline_ns;
 }
@@ -604,6 +507,20 @@ static void run_timer(AioContext *ctx, AioTimer *timer)
     }
 }
 
+/* The clocks are read only where there is something to compare with. */
+static void take_due(Timers *timers)
+{
+    TimerQueue *queue = &timers->queues[AIO_CLOCK_MONOTONIC];
+
+    if (!timer_queue_unused(queue)) {
+        timer_queue_take_due(queue, os_clock_monotonic_ns(), &timers->due);
+    }
+    queue = &timers->queues[AIO_CLOCK_REALTIME];
+    if (!timer_queue_unused(queue)) {
+        timer_queue_take_due(queue, os_clock_realtime_ns(), &timers->due);
+    }
+}
+
 bool timer_dispatch(AioContext *ctx)
 {
     Timers *timers = &ctx->timers;
@@ -611,21 +528,20 @@ bool timer_dispatch(AioContext *ctx)
     if (timers->armed == 0) {
         return false;
     }
-    if (timers->queues[AIO_CLOCK_MONOTONIC].root) {
-        take_due(timers, AIO_CLOCK_MONOTONIC, os_clock_monotonic_ns());
-    }
-    if (timers->queues[AIO_CLOCK_REALTIME].root) {
-        take_due(timers, AIO_CLOCK_REALTIME, os_clock_realtime_ns());
-    }
-    if (!timers->due_first) {
+    take_due(timers);
+    if (timer_list_empty(&timers->due)) {
         return false;
     }
     /*
-     * What the callbacks arm goes to the heap: the next pass.  A nested pass
+     * What the callbacks arm goes to the queues: the next pass.  A nested pass
      * appends what has become due, and leaves nothing to us.
      */
-    while (timers->due_first) {
-        run_timer(ctx, timers->due_first);
+    while (!timer_list_empty(&timers->due)) {
+        AioTimer *timer = timer_of(timers->due.next_);
+
+        prefetch(timer->ahead_);
+        prefetch((const char *)timer->ahead_ + offsetof(AioTimer, opaque_));
+        run_timer(ctx, timer);
     }
     return true;
 }
@@ -673,11 +589,13 @@ size_t timer_check_none_left(AioContext *ctx)
 
     os_mutex_lock(&ctx->lock);
     serve_requests(timers);
-    take_due(timers, AIO_CLOCK_MONOTONIC, INT64_MAX);
-    take_due(timers, AIO_CLOCK_REALTIME, INT64_MAX);
-    for (const AioTimer *timer = timers->due_first; timer;
-         timer = timer->next_) {
-        warn_left(timer);
+    for (AioClock clock = AIO_CLOCK_MONOTONIC; clock <= AIO_CLOCK_REALTIME;
+         clock++) {
+        timer_queue_take_due(&timers->queues[clock], INT64_MAX, &timers->due);
+    }
+    for (AioTimerLink *link = timers->due.next_; link != &timers->due;
+         link = link->next_) {
+        warn_left(timer_of(link));
         left++;
     }
     os_mutex_unlock(&ctx->lock);

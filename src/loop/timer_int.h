@@ -7,28 +7,21 @@
 
 #include "base/list.h"
 #include "base/post.h"
+#include "loop/timer_queue.h"
 
 #include <coaio/timer.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-/* Armed timers of one clock: a heap ordered by (expiry, order of arming). */
-typedef struct TimerQueue {
-    AioTimer *root;
-} TimerQueue;
-
 struct TimerFrame;
 struct Deletion;
 
 /* The timers of a context.  Home thread, but for what says otherwise. */
 typedef struct Timers {
-    TimerQueue queues[2];       /* by AioClock */
-    AioTimer *due_first;        /* taken out of the queues, to run; by next_ */
-    AioTimer *due_last;
     uint64_t armed;             /* how many are in the queues or due */
-    uint64_t next_order;        /* number of the next arming */
     struct TimerFrame *running; /* the innermost callback that runs */
+    AioTimerLink due;           /* taken out of the queues, to run */
 
     /* What other threads ask for; the context's lock. */
     AioTimer *requested_first;  /* to arm; by request_next_ */
@@ -37,7 +30,12 @@ typedef struct Timers {
     struct Deletion *awaiting;  /* the home thread sleeps for this one */
     bool posted;                /* post is on its way */
     Post post;                  /* lets the home thread serve these */
+
+    TimerQueue queues[2];       /* by AioClock */
 } Timers;
+
+/* No timers yet. */
+void timer_init(AioContext *ctx);
 
 /* When the earliest timer of ctx is due, on the monotonic clock and at most a
  * second ahead for the real-time clock; INT64_MAX: none.  Home thread. */

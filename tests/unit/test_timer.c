@@ -106,7 +106,7 @@ static void check_log(unsigned n, const int *ids)
 
 TEST(is_small)
 {
-    CHECK(sizeof(AioTimer) <= 112);
+    CHECK(sizeof(AioTimer) <= 96);
 }
 
 TEST(runs_in_the_order_of_expiry)
