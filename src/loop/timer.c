@@ -109,13 +109,22 @@ static inline void take_out(Timers *timers, AioTimer *timer)
     }
 }
 
+/* A branch, which is guessed, where an index is a multiplication that all the
+ * rest of arming waits for. */
+static inline TimerQueue *queue_of(Timers *timers, const AioTimer *timer)
+{
+    return likely(timer->clock_ == AIO_CLOCK_MONOTONIC)
+               ? &timers->queues[AIO_CLOCK_MONOTONIC]
+               : &timers->queues[AIO_CLOCK_REALTIME];
+}
+
 static inline void arm(Timers *timers, AioTimer *timer, int64_t expiry_ns)
 {
     take_out(timers, timer);
     timer->ahead_ = timer; /* nothing is known; itself costs no access */
     timers->armed++;
     store_relaxed(&timer->state_, TIMER_ARMED);
-    timer_queue_insert(&timers->queues[timer->clock_], timer, expiry_ns);
+    timer_queue_insert(queue_of(timers, timer), timer, expiry_ns);
 }
 
 static inline void disarm(Timers *timers, AioTimer *timer)
