@@ -4,15 +4,17 @@
  * after a yield, and so is what its enterer holds; stacks are aligned; and
  * unwinding from within a coroutine ends at its entry.
  *
- * On x86-64 the registers that a callee must keep are filled and compared in
- * assembly, on both sides of the switch.  Elsewhere the compiler is left to
- * use them for locals.
+ * The registers that a callee must keep are filled and compared in assembly, on
+ * both sides of the switch, for the processors in registers/.  Elsewhere the
+ * compiler is left to use them for locals.
  */
+#include "coroutine/coroutine_int.h"
 #include "harness.h"
 
 #include <coaio/coroutine.h>
 #include <dlfcn.h>
 #include <execinfo.h>
+#include <fenv.h>
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
@@ -52,76 +54,26 @@ static void enter_at_random(CoroutineEntry *entry, void *const opaque[CROWD],
 
 /* --- registers, in assembly -----------------------------------------------*/
 
-#if defined(__x86_64__)
+#ifdef HAVE_REGISTERS
 
 /*
  * Fill every register that a call must keep with numbers made from seed, call
- * fn(arg), and return whether they are as they were.
+ * fn(arg), and return 0 if they are as they were.
  */
-bool call_keeps_registers(uint64_t seed, void (*fn)(void *arg), void *arg);
+uint64_t call_keeps_registers(uint64_t seed, void (*fn)(void *arg), void *arg);
 
 /* The stack pointer at the call. */
 uintptr_t stack_at_call(void);
-
-__asm__("    .pushsection .text\n"
-        "    .type call_keeps_registers, @function\n"
-        "call_keeps_registers:\n"
-        "    pushq %rbp\n"
-        "    pushq %rbx\n"
-        "    pushq %r12\n"
-        "    pushq %r13\n"
-        "    pushq %r14\n"
-        "    pushq %r15\n"
-        "    pushq %rdi\n"
-        "    movq %rsi, %rax\n"
-        "    leaq 1(%rdi), %rbx\n"
-        "    leaq 2(%rdi), %rbp\n"
-        "    leaq 3(%rdi), %r12\n"
-        "    leaq 4(%rdi), %r13\n"
-        "    leaq 5(%rdi), %r14\n"
-        "    leaq 6(%rdi), %r15\n"
-        "    movq %rdx, %rdi\n"
-        "    call *%rax\n"
-        "    popq %rdi\n"
-        "    xorl %eax, %eax\n"
-        "    subq %rdi, %rbx\n"
-        "    cmpq $1, %rbx\n"
-        "    jne 1f\n"
-        "    subq %rdi, %rbp\n"
-        "    cmpq $2, %rbp\n"
-        "    jne 1f\n"
-        "    subq %rdi, %r12\n"
-        "    cmpq $3, %r12\n"
-        "    jne 1f\n"
-        "    subq %rdi, %r13\n"
-        "    cmpq $4, %r13\n"
-        "    jne 1f\n"
-        "    subq %rdi, %r14\n"
-        "    cmpq $5, %r14\n"
-        "    jne 1f\n"
-        "    subq %rdi, %r15\n"
-        "    cmpq $6, %r15\n"
-        "    jne 1f\n"
-        "    movl $1, %eax\n"
-        "1:  popq %r15\n"
-        "    popq %r14\n"
-        "    popq %r13\n"
-        "    popq %r12\n"
-        "    popq %rbx\n"
-        "    popq %rbp\n"
-        "    ret\n"
-        "    .size call_keeps_registers, . - call_keeps_registers\n"
-        "    .type stack_at_call, @function\n"
-        "stack_at_call:\n"
-        "    leaq 8(%rsp), %rax\n"
-        "    ret\n"
-        "    .size stack_at_call, . - stack_at_call\n"
-        "    .popsection\n");
 
 static void yield_with_arg(void *arg)
 {
     (void)arg;
     coroutine_yield();
+}
+
+static void do_nothing(void *arg)
+{
+    (void)arg;
 }
 
 static void enter_with_arg(void *arg)
@@ -134,7 +86,8 @@ static void keep_registers(void *opaque)
     const uint64_t *seed = opaque;
 
     for (uint64_t i = 0; i < 20; i++) {
-        CHECK(call_keeps_registers(*seed * 1000 + i, yield_with_arg, NULL));
+        CHECK_EQ(call_keeps_registers(*seed * 1000 + i, yield_with_arg, NULL),
+                 0);
     }
 }
 
@@ -149,7 +102,7 @@ TEST(registers_survive_on_both_sides)
     }
     for (unsigned round = 0; round < 21; round++) {
         for (unsigned i = 0; i < CROWD; i++) {
-            CHECK(call_keeps_registers(~seeds[i], enter_with_arg, co[i]));
+            CHECK_EQ(call_keeps_registers(~seeds[i], enter_with_arg, co[i]), 0);
         }
     }
 }
@@ -161,13 +114,48 @@ static void enter_inner(void *opaque)
 
     (void)opaque;
     for (unsigned i = 0; i < 21; i++) {
-        CHECK(call_keeps_registers((uint64_t)i << 40, enter_with_arg, inner));
+        CHECK_EQ(call_keeps_registers((uint64_t)i << 40, enter_with_arg, inner),
+                 0);
     }
 }
 
 TEST(registers_survive_from_coroutine_to_coroutine)
 {
     coroutine_enter(coroutine_create(enter_inner, NULL));
+}
+
+static uint64_t kept_in_calls; /* or of the registers that were not */
+
+static void call_on_yield(Coroutine *co)
+{
+    kept_in_calls |= call_keeps_registers((uintptr_t)co, do_nothing, NULL);
+}
+
+static void yield_and_call(void *arg)
+{
+    coroutine_self()->on_yield = call_on_yield;
+    yield_with_arg(arg);
+}
+
+static void keep_registers_with_calls(void *opaque)
+{
+    const uint64_t *seed = opaque;
+
+    for (uint64_t i = 0; i < 20; i++) {
+        CHECK_EQ(call_keeps_registers(*seed - i, yield_and_call, NULL), 0);
+    }
+}
+
+/* What is called between leaving one stack and going on with the other. */
+TEST(registers_survive_a_call_on_the_way)
+{
+    uint64_t seed = UINT64_C(0x9e3779b97f4a7c15);
+    Coroutine *co = coroutine_create(keep_registers_with_calls, &seed);
+
+    for (unsigned i = 0; i < 21; i++) {
+        CHECK_EQ(call_keeps_registers(~seed + i, enter_with_arg, co), 0);
+    }
+    CHECK_EQ(kept_in_calls, 0);
 }
 
 static void check_aligned(void *opaque)
@@ -266,6 +254,35 @@ TEST(floating_point_numbers_survive)
     enter_at_random(keep_floats, opaque, 20);
 }
 
+static void look_at_rounding(void *opaque)
+{
+    int *seen = opaque;
+
+    seen[0] = fegetround();
+    CHECK_EQ(fesetround(FE_UPWARD), 0);
+    coroutine_yield();
+    seen[1] = fegetround();
+}
+
+/* coroutine.h says so.  The portable switch carries them along. */
+TEST(the_control_words_belong_to_the_thread)
+{
+#ifdef COAIO_SWITCH_UCONTEXT
+    SKIP("swapcontext() saves them");
+#endif
+    int seen[2] = {-1, -1};
+    Coroutine *co = coroutine_create(look_at_rounding, seen);
+
+    CHECK_EQ(fesetround(FE_DOWNWARD), 0);
+    coroutine_enter(co);
+    CHECK_EQ(seen[0], FE_DOWNWARD);
+    CHECK_EQ(fegetround(), FE_UPWARD);
+    CHECK_EQ(fesetround(FE_TOWARDZERO), 0);
+    coroutine_enter(co);
+    CHECK_EQ(seen[1], FE_TOWARDZERO);
+    CHECK_EQ(fegetround(), FE_TOWARDZERO);
+}
+
 static void keep_much(void *opaque)
 {
     unsigned seed = *(unsigned *)opaque;
@@ -361,6 +378,44 @@ TEST(unwinding_ends_at_the_entry)
     CHECK_EQ(frames_of(0, 20), count);
     CHECK_EQ(frames_of(10, 0), count + 10);
     CHECK_EQ(frames_of(30, 7), count + 30);
+}
+
+static Trace on_the_way;
+
+static void look_on_yield(Coroutine *co)
+{
+    (void)co;
+    look_below(&on_the_way, 3);
+}
+
+static void yield_and_look(void *opaque)
+{
+    (void)opaque;
+    coroutine_self()->on_yield = look_on_yield;
+    coroutine_yield();
+}
+
+static void enter_one_that_looks(void *opaque)
+{
+    Coroutine *co = coroutine_create(yield_and_look, NULL);
+
+    enter_below(co, 20);
+    on_the_way.depth = on_the_way.count;
+    enter_below(co, *(int *)opaque);
+    __asm__ volatile("" : : : "memory");
+}
+
+/* What is called on the stack that was gone to is seen to be called there. */
+TEST(unwinding_sees_the_stack_that_was_gone_to)
+{
+    Trace trace = {.depth = 0};
+    int depth = 0;
+
+    coroutine_enter(coroutine_create(look, &trace));
+    coroutine_enter(coroutine_create(enter_one_that_looks, &depth));
+    /* Below the entry: one that looks, 20 that enter and a few on the way. */
+    CHECK(on_the_way.depth > trace.count + 20);
+    CHECK(on_the_way.depth < trace.count + 40);
 }
 
 /* --- signal masks ---------------------------------------------------------*/
