@@ -13,6 +13,7 @@
 #include "os/event.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 
 typedef struct StreamCall {
@@ -46,6 +47,7 @@ static ssize_t try_stream(IoCall *call)
         call->direction == IO_READ ? IO_NO_NOWAIT_READ : IO_NO_NOWAIT_WRITE;
     struct pollfd pollfd = {.fd = call->fd, .events = call->events};
     ssize_t result;
+    int flags;
 
     if (!(load_relaxed(&s->entry->facts) & no_nowait)) {
         result = transfer_nowait(s->transfer);
@@ -54,8 +56,14 @@ static ssize_t try_stream(IoCall *call)
         }
         io_fd_learn(s->entry, no_nowait);
     }
-    if (os_file_nonblocking(call->fd)) {
+    flags = os_file_flags(call->fd);
+    if (flags & O_NONBLOCK) {
         return transfer_now(s->transfer);
+    }
+    /* The wrong end never becomes ready, and this would wait for ever. */
+    if ((flags & O_ACCMODE) ==
+        (call->direction == IO_READ ? O_WRONLY : O_RDONLY)) {
+        return -EBADF;
     }
     result = os_poll(&pollfd, 1, 0);
     if (result <= 0) {
