@@ -22,6 +22,7 @@ typedef struct Report {
 static void run_specimen(Report *r, const char *arguments)
 {
     const char *program = getenv("HARNESS_SPECIMEN");
+    const char *wrapper = getenv("MESON_EXE_WRAPPER"); /* an emulator */
     char command[1024];
     size_t length;
     FILE *stream;
@@ -29,7 +30,8 @@ static void run_specimen(Report *r, const char *arguments)
     if (!program) {
         SKIP("HARNESS_SPECIMEN does not name the specimen program");
     }
-    snprintf(command, sizeof command, "exec '%s' %s 2>&1", program, arguments);
+    snprintf(command, sizeof command, "exec %s '%s' %s 2>&1",
+             wrapper ? wrapper : "", program, arguments);
     stream = popen(command, "re");
     CHECK(stream != NULL);
     length = fread(r->text, 1, sizeof r->text - 1, stream);
@@ -138,7 +140,9 @@ TEST(a_grandchild_does_not_outlive_its_case)
     pid_t pgid;
     int status;
 
-    CHECK_EQ(prctl(PR_SET_CHILD_SUBREAPER, 1), 0);
+    if (prctl(PR_SET_CHILD_SUBREAPER, 1)) {
+        SKIP("this kernel, or emulator, lets no process adopt orphans");
+    }
     run_specimen(&r, "--verbose leaves_grandchild");
     CHECK_EQ(r.status, 0);
     group = strstr(r.text, "# group ");
