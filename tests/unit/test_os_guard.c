@@ -108,7 +108,7 @@ TEST(a_good_guard_does_not_split_the_mapping)
     size_t done;
 
     if (os_guard_kind() != OS_GUARD_MADVISE) {
-        SKIP("this kernel has no MADV_GUARD_INSTALL");
+        SKIP("MADV_GUARD_INSTALL does nothing here");
     }
     before = count_mappings();
     os_guard(map, page, 2 * page, REGIONS, &done);
@@ -138,7 +138,7 @@ TEST(many_guards_are_few_system_calls)
     size_t done;
 
     if (os_guard_kind() != OS_GUARD_MADVISE) {
-        SKIP("this kernel has no MADV_GUARD_INSTALL");
+        SKIP("MADV_GUARD_INSTALL does nothing here");
     }
     if (!has_process_madvise()) {
         SKIP("no process_madvise here");
