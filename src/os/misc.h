@@ -17,7 +17,10 @@ bool os_debug(void);
 /* Random bits, not for secrets. */
 uint64_t os_random(void);
 
-/* Whether this thread runs with a shadow stack (x86 CET, arm64 GCS). */
-bool os_shadow_stack(void);
+/*
+ * NULL if this thread runs without a shadow stack (x86 CET, arm64 GCS), or
+ * else the setting of the C library that starts a program without one.
+ */
+const char *os_shadow_stack(void);
 
 #endif

@@ -120,14 +120,17 @@ static void set_up(void)
 
 void os_thread_prepare(OsThread *thread)
 {
+    const char *without;
+
     os_check_fork("coaio");
     if (likely(thread->prepared)) {
         return;
     }
-    if (unlikely(os_shadow_stack())) {
+    without = os_shadow_stack();
+    if (unlikely(without != NULL)) {
         misuse("this thread runs with a shadow stack, and coroutines cannot "
-               "switch that yet: start the program with "
-               "GLIBC_TUNABLES=glibc.cpu.x86_shstk=off");
+               "switch that yet: start the program with GLIBC_TUNABLES=%s",
+               without);
     }
     pthread_once(&once, set_up);
     if (key_usable) {

@@ -6,11 +6,13 @@
  */
 #include "os/misc.h"
 
-bool os_shadow_stack(void)
+#include <stddef.h>
+
+const char *os_shadow_stack(void)
 {
     register uint64_t features __asm__("x16") = 1;
 
     /* chkfeat x16 */
     __asm__ volatile("hint #40" : "+r"(features));
-    return (features & 1) == 0;
+    return features & 1 ? NULL : "glibc.cpu.aarch64_gcs=0";
 }

@@ -4,7 +4,9 @@
  */
 #include "os/misc.h"
 
-bool os_shadow_stack(void)
+#include <stddef.h>
+
+const char *os_shadow_stack(void)
 {
-    return false;
+    return NULL;
 }

@@ -7,11 +7,13 @@
  */
 #include "os/misc.h"
 
-bool os_shadow_stack(void)
+#include <stddef.h>
+
+const char *os_shadow_stack(void)
 {
     uint64_t pointer = 0;
 
     /* rdsspq %rax */
     __asm__ volatile(".byte 0xf3, 0x48, 0x0f, 0x1e, 0xc8" : "+a"(pointer));
-    return pointer != 0;
+    return pointer ? "glibc.cpu.x86_shstk=off" : NULL;
 }

@@ -317,9 +317,9 @@ uint64_t os_random(void)
     return 4; /* no test depends on it */
 }
 
-bool os_shadow_stack(void)
+const char *os_shadow_stack(void)
 {
-    return false;
+    return NULL;
 }
 
 int os_install_fault_handler(OsFaultClaims *claims)
