@@ -140,13 +140,18 @@ def copy_into_memory(box):
     same(box, "source", "out")
 
 
+def nbdinfo_of(uri, *options, **more):
+    """Without a look at the content, for which nbdinfo asks file(1): where
+    that is not installed, libnbd 1.14 prints whatever its memory holds."""
+    return run("nbdinfo", "--no-content", *options, uri, **more)
+
+
 @case
 def nbdinfo(box):
     image = box.image(size=MIB)
     server = box.server(f"disk={image}", f"safe={image},ro")
     for name in "disk", "safe":
-        info, = json.loads(run("nbdinfo", "--json", server.uri(name)))[
-            "exports"]
+        info, = json.loads(nbdinfo_of(server.uri(name), "--json"))["exports"]
         read_only = name == "safe"
         expected = {
             "export-name": name, "export-size": MIB,
@@ -164,9 +169,9 @@ def nbdinfo(box):
 def nbdinfo_of_nobody(box):
     """A clear error, and the server goes on."""
     server = box.server("disk=memory:1M")
-    text = run("nbdinfo", server.uri("nobody"), status=1)
+    text = nbdinfo_of(server.uri("nobody"), status=1)
     assert "nobody" in text, text
-    run("nbdinfo", server.uri("disk"))
+    nbdinfo_of(server.uri("disk"))
 
 
 main()
