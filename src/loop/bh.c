@@ -163,8 +163,8 @@ static inline uint32_t bh_set(AioBH *bh, uint32_t flags)
 
 /*
  * Set flag, and hand bh to its home unless it is there already.  Afterwards bh
- * may be gone, and ctx, too, unless the caller has pinned it.  Returns the
- * flags before.
+ * may be gone; ctx stays, for which the caller has seen.  Returns the flags
+ * before.
  */
 static inline uint32_t bh_post(AioBH *bh, AioContext *ctx, uint32_t flag)
 {
@@ -173,11 +173,8 @@ static inline uint32_t bh_post(AioBH *bh, AioContext *ctx, uint32_t flag)
     if (old & BH_QUEUED) {
         MARK("bh: it is on its way already");
     } else {
-        if (flag == BH_IDLE) {
-            context_post_idle(ctx, &bh->post);
-        } else {
-            context_post(ctx, &bh->post);
-        }
+        context_post_pinned(ctx, flag == BH_IDLE ? &ctx->idle : &ctx->posted,
+                            &bh->post);
     }
     return old;
 }
@@ -198,8 +195,7 @@ static COLD void hurry(AioContext *ctx)
 void aio_bh_schedule(AioBH *bh)
 {
     AioContext *ctx = bh->ctx;
-    bool away = !context_is_home(ctx, os_thread()) &&
-                !MUTANT(BH_HURRY_UNPINNED);
+    bool away = !context_is_home(ctx, os_thread());
 
     os_check_fork("aio_bh_schedule");
     if (away) {
@@ -207,6 +203,10 @@ void aio_bh_schedule(AioBH *bh)
     }
     if (unlikely((bh_post(bh, ctx, BH_SCHEDULED) &
                   (BH_QUEUED | BH_SCHEDULED)) == BH_QUEUED)) {
+        if (MUTANT(BH_HURRY_UNPINNED) && away) {
+            context_unpin(ctx);
+            away = false;
+        }
         hurry(ctx);
     }
     if (away) {

@@ -64,25 +64,10 @@ void context_reap(void)
     }
 }
 
-void context_pin(AioContext *ctx)
+void context_bury(AioContext *ctx)
 {
-    unsigned long pins = fetch_add_relaxed(&ctx->pins, 1UL);
-
-    invariant(pins > 0);
-}
-
-void context_unpin(AioContext *ctx)
-{
-    if (MUTANT(CONTEXT_UNPIN_RELAXED)) {
-        if (fetch_sub_relaxed(&ctx->pins, 1UL) == 1) {
-            post_push(&graveyard, &ctx->grave);
-        }
-        return;
-    }
-    if (fetch_sub_acq_rel(&ctx->pins, 1UL) == 1) {
-        MARK("context: the last pin goes elsewhere");
-        post_push(&graveyard, &ctx->grave);
-    }
+    MARK("context: the last pin goes elsewhere");
+    post_push(&graveyard, &ctx->grave);
 }
 
 /* --- references ----------------------------------------------------------*/

@@ -48,13 +48,19 @@ struct AioContext {
     int event[2];            /* os_event_open(); written once */
     Post grave;              /* in the list of those to be freed */
 
-    /* What other threads write to. */
+    /* What other threads write to, and the home thread. */
     CACHE_ALIGNED PostList posted;
     PostList idle;           /* idle bottom halves */
+
+    /* What all of them read, and write seldom: apart from the lists, which
+     * wander between the processors with each post. */
+    CACHE_ALIGNED uint32_t wake; /* atomic; WAKE_... */
     uint32_t hurry;          /* atomic; changes: an idle one is urgent after
                                 all; see [hurry] in loop/bh.c */
-    uint32_t wake;           /* atomic; WAKE_... */
-    unsigned long pins;      /* atomic; see REFERENCES */
+
+    /* What other threads write to, and the home thread does not read: it stays
+     * with one that posts alone. */
+    CACHE_ALIGNED unsigned long pins; /* atomic; see REFERENCES */
 
     /* The home thread's. */
     CACHE_ALIGNED Fifo ready; /* of Post.node: taken over, to run in this pass;
@@ -80,9 +86,28 @@ struct AioContext {
 
 /* --- loop/context.c -------------------------------------------------------*/
 
+/* Nobody pins ctx any more: it is to be freed. */
+void context_bury(AioContext *ctx);
+
 /* Pin, around publish-and-notify by a thread that holds no handle. */
-void context_pin(AioContext *ctx);
-void context_unpin(AioContext *ctx);
+static inline void context_pin(AioContext *ctx)
+{
+    unsigned long pins = fetch_add_relaxed(&ctx->pins, 1UL);
+
+    invariant(pins > 0);
+}
+
+static inline void context_unpin(AioContext *ctx)
+{
+    unsigned long pins =
+        MUTANT(CONTEXT_UNPIN_RELAXED)
+            ? fetch_sub_relaxed(&ctx->pins, 1UL)
+            : fetch_sub_acq_rel(&ctx->pins, 1UL);
+
+    if (unlikely(pins == 1)) {
+        context_bury(ctx);
+    }
+}
 
 /* Free the contexts that nobody pins any more: for threads that may have been
  * the last to unpin.  Not in signal handlers. */
@@ -140,8 +165,9 @@ bool context_foreign_dispatch(AioContext *ctx);
  */
 void context_post(AioContext *ctx, Post *post);
 
-/* The same for an idle bottom half. */
-void context_post_idle(AioContext *ctx, Post *post);
+/* The same to list, which is posted or idle, by the home thread or by one that
+ * has pinned ctx and goes on with it afterwards. */
+void context_post_pinned(AioContext *ctx, PostList *list, Post *post);
 
 /* The same for several, with one notification: push each, then notify once,
  * with a pin around it all. */

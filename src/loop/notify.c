@@ -79,36 +79,36 @@ void context_notify_posted(AioContext *ctx)
     }
 }
 
-static inline void post_to(AioContext *ctx, PostList *list, Post *post)
+void context_post_pinned(AioContext *ctx, PostList *list, Post *post)
 {
+    post_push(list, post);
     if (context_is_home(ctx, os_thread())) {
         /*
          * The home thread is awake, or this is a signal handler that has
          * interrupted it on its way to sleep: for that, what the compiler
-         * does in between is all that matters.  Who runs on the home thread
-         * sees to it that ctx lives.
+         * does in between is all that matters.
          */
-        post_push(list, post);
         fence_signal();
         if (unlikely(load_relaxed(&ctx->wake) == WAKE_SLEEPING)) {
             wake_sleeper(ctx);
         }
         return;
     }
-    context_pin(ctx);
-    post_push(list, post);
     context_notify_posted(ctx);
-    context_unpin(ctx);
 }
 
 void context_post(AioContext *ctx, Post *post)
 {
-    post_to(ctx, &ctx->posted, post);
-}
+    /* Who runs on the home thread sees to it that ctx lives. */
+    bool away = !context_is_home(ctx, os_thread());
 
-void context_post_idle(AioContext *ctx, Post *post)
-{
-    post_to(ctx, &ctx->idle, post);
+    if (away) {
+        context_pin(ctx);
+    }
+    context_post_pinned(ctx, &ctx->posted, post);
+    if (away) {
+        context_unpin(ctx);
+    }
 }
 
 void aio_notify(AioContext *ctx)
