@@ -35,6 +35,7 @@
 #include "os/fault.h"
 #include "os/memory.h"
 #include "os/thread.h"
+#include "os/valgrind.h"
 
 #include <errno.h>
 #include <liburing.h>
@@ -61,15 +62,6 @@ struct OsUring {
     uint8_t skip;   /* IOSQE_... for a removal */
     uint64_t known; /* bit by IORING_OP_...: the kernel has it */
 };
-
-static bool in_valgrind(void)
-{
-#ifdef COAIO_HAVE_VALGRIND
-    return RUNNING_ON_VALGRIND;
-#else
-    return false;
-#endif
-}
 
 /* --- life -----------------------------------------------------------------*/
 
@@ -103,7 +95,7 @@ static int set_up_best(struct io_uring *ring, unsigned without)
 {
     int ret = -EINVAL;
 
-    if (!(without & OS_URING_NO_DEFER) && !in_valgrind()) {
+    if (!(without & OS_URING_NO_DEFER) && !os_in_valgrind()) {
         ret = set_up(ring,
                      IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_SINGLE_ISSUER |
                          IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SUBMIT_ALL);
@@ -415,7 +407,7 @@ int os_uring_wait(OsUring *ring, int64_t timeout_ns)
 {
     unsigned submit;
 
-    if (timeout_ns != 0 && unlikely(in_valgrind())) {
+    if (timeout_ns != 0 && unlikely(os_in_valgrind())) {
         return sleep_for_valgrind(ring, timeout_ns);
     }
     submit = publish(ring);

@@ -10,24 +10,19 @@
  */
 
 #include "loops.h"
+#include "os/valgrind.h"
 
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
-#ifdef COAIO_HAVE_VALGRIND
-#include <valgrind/valgrind.h>
-#else
-#define RUNNING_ON_VALGRIND 0
-#endif
-
 #define QUEUE_WAITERS 1000
 
 /* Valgrind takes ever longer for each further stack that it knows. */
 LOOPS_UNUSED static int a_thousand(void)
 {
-    return RUNNING_ON_VALGRIND ? QUEUE_WAITERS / 10 : QUEUE_WAITERS;
+    return os_in_valgrind() ? QUEUE_WAITERS / 10 : QUEUE_WAITERS;
 }
 
 typedef struct Shared {

@@ -14,6 +14,7 @@
 #include "loop/context.h"
 #include "loopthread.h"
 #include "os/fault.h"
+#include "os/valgrind.h"
 
 #include <coaio/bh.h>
 #include <coaio/context.h>
@@ -25,12 +26,6 @@
 #include <string.h>
 #include <ucontext.h>
 #include <unistd.h>
-
-#ifdef COAIO_HAVE_VALGRIND
-#include <valgrind/valgrind.h>
-#else
-#define RUNNING_ON_VALGRIND 0
-#endif
 
 #if defined(__x86_64__) && !COAIO_ASAN && !COAIO_TSAN
 #define CAN_STEP 1
@@ -115,7 +110,7 @@ static void catch_traps(void)
 {
     struct sigaction action;
 
-    if (!CAN_STEP || RUNNING_ON_VALGRIND) {
+    if (!CAN_STEP || os_in_valgrind()) {
         SKIP("code cannot be stepped through here");
     }
 #ifdef COAIO_DELAYS

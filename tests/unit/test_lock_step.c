@@ -19,6 +19,7 @@
 #include "base/compiler.h"
 #include "loop/context.h"
 #include "loop/wait.h"
+#include "os/valgrind.h"
 #include "sync/brief.h"
 #include "sync/waiter.h"
 
@@ -28,12 +29,6 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <unistd.h>
-
-#ifdef COAIO_HAVE_VALGRIND
-#include <valgrind/valgrind.h>
-#else
-#define RUNNING_ON_VALGRIND 0
-#endif
 
 #if defined(__x86_64__) && !COAIO_ASAN && !COAIO_TSAN
 #define CAN_STEP 1
@@ -127,7 +122,7 @@ static void stepping_open(void)
 {
     struct sigaction action;
 
-    if (!CAN_STEP || RUNNING_ON_VALGRIND) {
+    if (!CAN_STEP || os_in_valgrind()) {
         SKIP("code cannot be stepped through here");
     }
 #ifdef COAIO_DELAYS

@@ -10,18 +10,13 @@
 #include "harness.h"
 #include "os/fault.h"
 #include "os/memory.h"
+#include "os/valgrind.h"
 
 #include <errno.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-
-#ifdef COAIO_HAVE_VALGRIND
-#include <valgrind/valgrind.h>
-#else
-#define RUNNING_ON_VALGRIND 0
-#endif
 
 #define MANY 100
 
@@ -339,19 +334,21 @@ TEST(a_slot_that_had_no_guard_gets_one_when_it_can)
 TEST(split_guards_end_in_an_error)
 {
     size_t most = 1 << 20;
-    Coroutine **co = calloc(most, sizeof(*co));
     StackStats stats;
     size_t n = 0;
     size_t again = 0;
+    Coroutine **co;
     void *block;
 
-    if (RUNNING_ON_VALGRIND) {
+    if (os_in_valgrind()) {
         SKIP("Valgrind knows 30,000 mappings at the most");
     }
     CHECK_EQ(setenv("COAIO_GUARD", "mprotect", 1), 0);
     if (os_guard_kind() != OS_GUARD_MPROTECT) {
         SKIP("mprotect does not guard here");
     }
+    co = calloc(most, sizeof(*co));
+    CHECK(co != NULL);
     while (n < most && stack_get(0, true, &co[n]) == 0) {
         n++;
     }
