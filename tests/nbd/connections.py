@@ -195,12 +195,11 @@ def slow_clients_end_busy_polling(box):
     for _ in range(1000):
         client.read(0, 512)  # as quick as can be: it polls
     before = server.processor_seconds()
-    for _ in range(rounds(100)):
+    for _ in range(100):
         client.read(0, 512)
         time.sleep(0.01)
     used = server.processor_seconds() - before
-    limit = rounds(100) * 0.001
-    assert used < limit, f"{used} s of a processor, expected {limit} at most"
+    assert used < 0.1, f"{used} s of a processor for 100 pauses"
 
 
 @case
