@@ -60,7 +60,9 @@ typedef struct AioContextOptions {
                             or else the better of the first two that works
                             here.  Where the environment asks for io_uring and
                             it does not work, that takes its place, too, and
-                            one line on standard error says why. */
+                            one line on standard error says why.  "auto", in
+                            either: io_uring if the kernel (6.1 or later) lets
+                            this process use it, or else that, and the line */
 } AioContextOptions;
 
 /**

@@ -318,7 +318,7 @@ fail:
 
 const char *aio_context_engine(const AioContext *ctx)
 {
-    return ctx->poller.ops->name;
+    return load_relaxed(&ctx->poller.ops)->name;
 }
 
 /* --- binding to a thread -------------------------------------------------*/

@@ -100,6 +100,10 @@ static int set_up_best(struct io_uring *ring, unsigned without)
                      IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_SINGLE_ISSUER |
                          IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SUBMIT_ALL);
     }
+    if (ret == -EINVAL && (without & OS_URING_BEST) &&
+        !os_in_valgrind()) {
+        return -EOPNOTSUPP;
+    }
     if (ret == -EINVAL && !(without & OS_URING_NO_COOP)) {
         ret =
             set_up(ring, IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG |
@@ -108,7 +112,7 @@ static int set_up_best(struct io_uring *ring, unsigned without)
     if (ret == -EINVAL) {
         ret = set_up(ring, 0);
     }
-    return ret == -EINVAL ? -ENOSYS : ret;
+    return ret == -EINVAL ? -EOPNOTSUPP : ret;
 }
 
 /*
@@ -136,6 +140,16 @@ static int look_at_requests(OsUring *ring)
     return ret;
 }
 
+/* Whether io_uring_enter(2) is forbidden.  Else it finds the ring disabled. */
+static int try_to_enter(OsUring *ring)
+{
+    int ret;
+
+    os_count(OS_COUNT_SYSCALLS);
+    ret = io_uring_enter((unsigned)ring->ring.ring_fd, 0, 0, 0, NULL);
+    return ret == -EPERM || ret == -EACCES || ret == -ENOSYS ? ret : 0;
+}
+
 int os_uring_open(OsUring **out, unsigned without)
 {
     OsUring *ring = os_alloc(sizeof(*ring));
@@ -150,8 +164,11 @@ int os_uring_open(OsUring **out, unsigned without)
         return ret;
     }
     ret = look_at_requests(ring);
+    if (ret == 0) {
+        ret = try_to_enter(ring);
+    }
     if (ret == 0 && (ring->ring.features & NEEDED) != NEEDED) {
-        ret = -ENOSYS;
+        ret = -EOPNOTSUPP;
     }
     if (ret < 0) {
         os_uring_close(ring);
@@ -167,9 +184,28 @@ int os_uring_open(OsUring **out, unsigned without)
     return 0;
 }
 
+int os_uring_disabled(void)
+{
+    int fd = open("/proc/sys/kernel/io_uring_disabled", O_RDONLY | O_CLOEXEC);
+    char digit;
+    ssize_t n;
+
+    if (fd < 0) {
+        return -1;
+    }
+    n = read(fd, &digit, 1);
+    close(fd);
+    return n == 1 ? digit - '0' : -1;
+}
+
 int os_uring_enable(OsUring *ring)
 {
+    int error = os_fault("io_uring_enable");
+
     os_count(OS_COUNT_SYSCALLS);
+    if (error) {
+        return -error;
+    }
     /* io_uring_enable_rings(), which the library does not export. */
     return io_uring_register((unsigned)ring->ring.ring_fd,
                              IORING_REGISTER_ENABLE_RINGS, NULL, 0);

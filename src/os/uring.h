@@ -59,16 +59,21 @@ enum {
     OS_URING_NO_COOP = 2,  /* or when we enter the kernel */
     OS_URING_NO_SKIP = 4,  /* removals that work complete in silence */
     OS_URING_NO_FILES = 8, /* calls on files */
+    OS_URING_BEST = 16,    /* not for tests: a kernel that lacks the first */
 };
 
 /*
  * A ring that is not enabled yet, without the features named in without.
- * Returns 0 or -errno: -ENOSYS if the kernel has none, or lacks what is
- * needed; -EPERM or -EACCES if this process may not; -ENOBUFS if the kernel has
- * no memory for it (RLIMIT_MEMLOCK, perhaps); -ENOMEM, -EMFILE, ...
+ * Returns 0 or -errno: -ENOSYS if the kernel has none; -EOPNOTSUPP if it lacks
+ * what is needed; -EPERM or -EACCES if this process may not; -ENOBUFS if the
+ * kernel has no memory for it (RLIMIT_MEMLOCK, perhaps); -ENOMEM, -EMFILE, ...
  */
 int os_uring_open(OsUring **ring, unsigned without);
 void os_uring_close(OsUring *ring);
+
+/* What kernel.io_uring_disabled is: 0, 1 (for who has no privilege), 2 (for
+ * all), or -1 if this kernel does not have the setting. */
+int os_uring_disabled(void);
 
 /* The calling thread is the one that uses it.  Returns 0 or -errno. */
 int os_uring_enable(OsUring *ring);

@@ -21,8 +21,10 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 static AioContext *ctx;
@@ -41,6 +43,11 @@ static void close_pair(const int fds[2])
 {
     close(fds[0]);
     close(fds[1]);
+}
+
+static void count(void *opaque)
+{
+    ++*(unsigned *)opaque;
 }
 
 static void poke(int fd)
@@ -159,7 +166,7 @@ static void refuse(int call, int error)
 
 #ifdef COAIO_HAVE_URING
 #define FORBIDDEN "forbids it"
-#define MISSING   "too old"
+#define MISSING   "the kernel has none"
 #else
 #define FORBIDDEN "built without it"
 #define MISSING   "built without it"
@@ -202,6 +209,179 @@ TEST(where_there_is_no_memory_for_it_another_takes_its_place)
     os_fault_arm(1, EMFILE, "io_uring_setup");
     CHECK_EQ(aio_context_new(&ctx, NULL), -EMFILE);
     CHECK(os_fault_fired());
+}
+
+/* --- the best that works ---------------------------------------------------*/
+
+static void check_works(const char *engine)
+{
+    unsigned ran = 0;
+    int fds[2];
+
+    CHECK_STR(aio_context_engine(ctx), engine);
+    open_pair(fds);
+    watch(fds[0], count, NULL, &ran);
+    poke(fds[1]);
+    while (ran == 0) {
+        aio_poll(ctx, true);
+    }
+    unwatch(fds[0]);
+    close_pair(fds);
+}
+
+TEST(auto_is_io_uring_where_that_works)
+{
+    AioContextOptions options = {.size = sizeof(options), .engine = "auto"};
+
+    needs_uring();
+    unsetenv("COAIO_URING_WITHOUT");
+    ctx = context_on(NULL);
+    aio_context_unref(ctx);
+    CHECK_EQ(setenv("COAIO_ENGINE", "auto", 1), 0);
+    ctx = context_on(NULL);
+    aio_context_attach(ctx);
+    check_works("uring");
+    aio_context_unref(ctx);
+    CHECK_EQ(setenv("COAIO_ENGINE", "poll", 1), 0);
+    CHECK_EQ(aio_context_new(&ctx, &options), 0);
+    CHECK_STR(aio_context_engine(ctx), "uring");
+    aio_context_unref(ctx);
+    /* As on a kernel that has half of it. */
+    CHECK_EQ(setenv("COAIO_URING_WITHOUT", "defer", 1), 0);
+    CHECK_EQ(aio_context_new(&ctx, &options), 0);
+    CHECK_STR(aio_context_engine(ctx), "epoll");
+    aio_context_unref(ctx);
+}
+
+static void check_auto_refused(int call, int error, const char *why)
+{
+    char text[1000];
+    int saved[2];
+
+    needs_uring();
+    CHECK_EQ(setenv("COAIO_ENGINE", "auto", 1), 0);
+    refuse(call, error);
+    capture(saved);
+    for (int i = 0; i < 3; i++) {
+        ctx = context_on(NULL);
+        aio_context_attach(ctx);
+        check_works("epoll");
+        aio_context_unref(ctx);
+    }
+    release(saved, text, sizeof(text));
+    CHECK_EQ(lines(text), 1);
+    CHECK(strstr(text, why) != NULL);
+}
+
+TEST(auto_says_that_it_is_forbidden)
+{
+    check_auto_refused(SYS_io_uring_setup, EPERM, "forbids it");
+}
+
+TEST(auto_says_that_there_is_none)
+{
+    check_auto_refused(SYS_io_uring_setup, ENOSYS, "the kernel has none");
+}
+
+TEST(auto_finds_that_it_may_not_enter)
+{
+    check_auto_refused(SYS_io_uring_enter, EPERM, "forbids it");
+}
+
+/* One context that gets no ring does without; those beside it have theirs. */
+TEST(one_ring_that_fails_concerns_one_context)
+{
+    static const char *const expected[] = {"uring", "epoll", "uring"};
+    char text[1000];
+    int saved[2];
+
+    needs_uring();
+    unsetenv("COAIO_URING_WITHOUT");
+    CHECK_EQ(setenv("COAIO_ENGINE", "auto", 1), 0);
+    os_fault_arm(2, ENOMEM, "io_uring_setup");
+    capture(saved);
+    for (int i = 0; i < 3; i++) {
+        ctx = context_on(NULL);
+        CHECK_STR(aio_context_engine(ctx), expected[i]);
+        aio_context_unref(ctx);
+    }
+    release(saved, text, sizeof(text));
+    CHECK(os_fault_fired());
+    CHECK_EQ(lines(text), 1);
+    CHECK(strstr(text, "RLIMIT_MEMLOCK") != NULL);
+}
+
+/* A sandbox that is closed when the context is there, before it is used and
+ * while it is. */
+TEST(where_it_is_forbidden_later_another_takes_its_place)
+{
+    unsigned ran = 0;
+    int fds[2];
+
+    for (int used = 0; used < 2; used++) {
+        needs_uring();
+        unsetenv("COAIO_URING_WITHOUT");
+        CHECK_EQ(setenv("COAIO_ENGINE", "auto", 1), 0);
+        ctx = context_on(NULL);
+        CHECK_STR(aio_context_engine(ctx), "uring");
+        open_pair(fds);
+        watch(fds[0], count, NULL, &ran);
+        if (used) {
+            aio_context_attach(ctx);
+            aio_poll(ctx, false);
+        }
+        os_fault_arm(1, EPERM, "io_uring_enter");
+        poke(fds[1]);
+        ran = 0;
+        while (ran == 0) {
+            aio_poll(ctx, true);
+        }
+        CHECK(os_fault_fired());
+        check_works("epoll");
+        unwatch(fds[0]);
+        close_pair(fds);
+        aio_context_unref(ctx);
+    }
+}
+
+/* Few descriptors and no memory that may be locked are enough. */
+TEST(tight_limits_are_enough)
+{
+    const struct rlimit files = {16, 16}, memory = {0, 0};
+
+    CHECK_EQ(setenv("COAIO_ENGINE", "auto", 1), 0);
+    CHECK_EQ(setrlimit(RLIMIT_NOFILE, &files), 0);
+    CHECK_EQ(setrlimit(RLIMIT_MEMLOCK, &memory), 0);
+    ctx = context_on(NULL);
+    aio_context_attach(ctx);
+    check_works(aio_context_engine(ctx));
+    aio_context_unref(ctx);
+}
+
+/* The end of a child, which had the ring open, does not end the watch. */
+TEST(a_fork_does_the_parent_no_harm)
+{
+    unsigned ran = 0;
+    int fds[2], status;
+    pid_t child;
+
+    needs_uring();
+    ctx = context_on("uring");
+    aio_context_attach(ctx);
+    open_pair(fds);
+    watch(fds[0], count, NULL, &ran);
+    aio_poll(ctx, false);
+    child = fork();
+    if (child == 0) {
+        _exit(0);
+    }
+    CHECK_EQ(waitpid(child, &status, 0), child);
+    poke(fds[1]);
+    CHECK(aio_poll(ctx, true));
+    CHECK_EQ(ran, 1);
+    unwatch(fds[0]);
+    close_pair(fds);
+    aio_context_unref(ctx);
 }
 
 static void begin(void)
@@ -319,11 +499,6 @@ TEST(looking_in_vain_costs_no_system_call)
 }
 
 /* --- what it is like ------------------------------------------------------*/
-
-static void count(void *opaque)
-{
-    ++*(unsigned *)opaque;
-}
 
 /* The request of a watch holds the file; it must not do so for longer. */
 TEST(a_removed_handler_lets_go_of_the_file_at_once)

@@ -6,8 +6,13 @@
  * environment, is used or refused; only without a name another engine takes
  * the place of one that does not work on this machine.  One exception: where
  * the environment asks for io_uring and this machine refuses it (containers
- * and administrators do so), the best engine besides takes its place, and one
- * line says why.
+ * and administrators do so), the best engine besides takes its place.
+ *
+ * "auto" is io_uring, but of a kernel that has all that the engine makes use
+ * of.  Where that does not work, each context by itself does without, and the
+ * first one says why in one line.  Contexts made later do not try again what
+ * this process will never be allowed.  Without a wish it is epoll, since
+ * io_uring is slower for one write after the other to a file on a disk.
  */
 #include "loop/poller/poller.h"
 
@@ -19,11 +24,14 @@
 #include <errno.h>
 #include <string.h>
 
-/* Best first, io_uring excepted: it is used where it is asked for. */
+/* Best first, after io_uring. */
 static const PollerOps *const engines[] = {
     &poller_epoll,
     &poller_poll,
 };
+
+/* The best that works here. */
+#define AUTO "auto"
 
 static int open_engine(AioContext *ctx, const PollerOps *ops)
 {
@@ -32,12 +40,13 @@ static int open_engine(AioContext *ctx, const PollerOps *ops)
     ctx->poller.state = NULL;
     ret = ops->open(ctx);
     if (ret == 0) {
-        ctx->poller.ops = ops;
+        store_relaxed(&ctx->poller.ops, ops);
     }
     return ret;
 }
 
-static int open_best(AioContext *ctx)
+/* The best but io_uring. */
+static int open_other(AioContext *ctx)
 {
     int ret = -ENOSYS;
 
@@ -57,18 +66,21 @@ static int open_uring_engine(AioContext *ctx)
 #endif
 }
 
-/* Why io_uring does not work here, or NULL: for a reason that would stop any
- * engine. */
+/* --- where io_uring does not work -----------------------------------------*/
+
+/* Why; or NULL, for a reason that would stop any engine. */
 static const char *refusal(int error)
 {
     switch (error) {
     case -ENOPKG:
         return "this library was built without it";
     case -ENOSYS:
-        return "the kernel has none, or one that is too old";
+        return "the kernel has none, or a seccomp filter hides it";
+    case -EOPNOTSUPP:
+        return "the kernel is too old";
     case -EPERM:
     case -EACCES:
-        return "kernel.io_uring_disabled or a seccomp filter forbids it";
+        return "a seccomp filter or a security module forbids it";
     case -ENOBUFS:
         return "no memory for it, or RLIMIT_MEMLOCK is too low";
     default:
@@ -76,22 +88,104 @@ static const char *refusal(int error)
     }
 }
 
-/* The environment asks for io_uring. */
-static COLD int open_uring_or_best(AioContext *ctx)
+static const char *refusal_in_full(int error)
+{
+#ifdef COAIO_HAVE_URING
+    if (error == -EPERM || error == -EACCES) {
+        switch (os_uring_disabled()) {
+        case 1:
+            return "kernel.io_uring_disabled is 1: not without privileges";
+        case 2:
+            return "kernel.io_uring_disabled is 2";
+        default:
+            break;
+        }
+    }
+#endif
+    return refusal(error);
+}
+
+static COLD void say_why(const char *asked, int error)
 {
     static int said; /* atomic */
+
+    if (xchg_relaxed(&said, 1) == 0) {
+        warn_line("%sio_uring does not work here (%s): another engine takes "
+                  "its place",
+                  asked, refusal_in_full(error));
+    }
+}
+
+static bool for_good(int error)
+{
+    return error == -EPERM || error == -EACCES || error == -ENOSYS ||
+           error == -EOPNOTSUPP;
+}
+
+/* The environment asks for io_uring. */
+static COLD int open_uring_or_other(AioContext *ctx)
+{
     int ret = open_uring_engine(ctx);
 
     if (ret == 0 || !refusal(ret)) {
         return ret;
     }
-    if (xchg_relaxed(&said, 1) == 0) {
-        warn_line("COAIO_ENGINE asks for io_uring, which does not work here "
-                  "(%s): another engine takes its place",
-                  refusal(ret));
-    }
-    return open_best(ctx);
+    say_why("COAIO_ENGINE asks for io_uring; ", ret);
+    return open_other(ctx);
 }
+
+/* Somebody asks for the best. */
+static int open_best(AioContext *ctx)
+{
+    static int refused; /* atomic; -errno, for good */
+    int ret = load_relaxed(&refused);
+
+    ctx->poller.best = true;
+    if (ret == 0) {
+        ret = open_uring_engine(ctx);
+    }
+    if (ret == 0) {
+        return 0;
+    }
+    if (for_good(ret)) {
+        store_relaxed(&refused, ret);
+    }
+    /* Who has built it without it knows; other errors are epoll's, too. */
+    if (ret != -ENOPKG && refusal(ret)) {
+        say_why("", ret);
+    }
+    return open_other(ctx);
+}
+
+/* For fd_rewatch(), which holds the lock of the fd table. */
+static int replace(AioContext *ctx)
+{
+    Poller before = ctx->poller;
+    void *state;
+    int ret = open_other(ctx);
+
+    state = ctx->poller.state;
+    ctx->poller.state = before.state;
+    if (ret < 0) {
+        return ret;
+    }
+    before.ops->close(ctx);
+    ctx->poller.state = state;
+    store_relaxed(&ctx->poller.due, 0);
+    return 0;
+}
+
+int poller_replace(AioContext *ctx, int error)
+{
+    if (!ctx->poller.replaceable || !refusal(error) ||
+        fd_rewatch(ctx, replace) < 0) {
+        return error;
+    }
+    say_why("", error);
+    return 0;
+}
+
+/* --- by name --------------------------------------------------------------*/
 
 static bool is_uring(const char *name)
 {
@@ -121,14 +215,22 @@ int poller_open(AioContext *ctx, const char *name)
 {
     const char *wish;
 
+    if (name && strcmp(name, AUTO) == 0) {
+        ctx->poller.replaceable = true;
+        return open_best(ctx);
+    }
     if (name && name[0]) {
         return open_named(ctx, name);
     }
     wish = name ? NULL : os_getenv("COAIO_ENGINE");
+    ctx->poller.replaceable = true;
     if (!wish || !wish[0]) {
+        return open_other(ctx);
+    }
+    if (strcmp(wish, AUTO) == 0) {
         return open_best(ctx);
     }
-    return is_uring(wish) ? open_uring_or_best(ctx) : open_named(ctx, wish);
+    return is_uring(wish) ? open_uring_or_other(ctx) : open_named(ctx, wish);
 }
 
 void poller_close(AioContext *ctx)

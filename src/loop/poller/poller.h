@@ -87,8 +87,10 @@ typedef struct PollerOps {
 } PollerOps;
 
 typedef struct Poller {
-    const PollerOps *ops;
+    const PollerOps *ops; /* atomic, for aio_context_engine() */
     void *state;   /* the engine's own */
+    bool best;      /* "auto" asked for it; constant */
+    bool replaceable; /* another may take its place; constant */
     unsigned ops_taken; /* operations that have not completed; the home's */
     bool ops_waiting; /* some of them for the next wait(); the home's */
     uint32_t due;  /* atomic; it has something to tell the kernel, and wants
@@ -106,6 +108,13 @@ extern const PollerOps poller_uring;
  * what aio_context_new() documents. */
 int poller_open(struct AioContext *ctx, const char *name);
 void poller_close(struct AioContext *ctx);
+
+/*
+ * The engine of ctx, which has no operations, may not use the kernel any more:
+ * another takes its place, and the engine's state is gone.  Returns 0, or error
+ * if none can.  Home thread, with no lock held.
+ */
+int poller_replace(struct AioContext *ctx, int error);
 
 /*
  * For engines: fd, watched under serial, has events.  Home thread, with no

@@ -128,7 +128,9 @@ static int open_uring(AioContext *ctx)
     if (!state) {
         return -ENOMEM;
     }
-    ret = os_uring_open(&state->ring, features_to_avoid());
+    ret = os_uring_open(&state->ring,
+                        features_to_avoid() |
+                            (ctx->poller.best ? OS_URING_BEST : 0));
     if (ret < 0) {
         os_free(state);
         return ret;
@@ -149,19 +151,31 @@ static void close_uring(AioContext *ctx)
     os_free(state);
 }
 
-/* The home thread uses the ring from now on. */
-static COLD void enable(AioContext *ctx, UringState *state)
+/*
+ * The kernel took the ring, but does not let this thread use it any more: a
+ * sandbox was closed meanwhile.  The state is gone afterwards, and ctx has
+ * another engine.
+ */
+static COLD void give_way(AioContext *ctx, int error)
 {
     CoroutineLabel label;
-    int ret = os_uring_enable(state->ring);
 
-    if (ret < 0) {
+    if (ctx->poller.ops_taken > 0 || poller_replace(ctx, error) < 0) {
         misuse("aio_poll: the ring of %s was made, but may not be used by "
                "this thread (error %d): forbid io_uring before contexts are "
                "made, not after",
-               context_label(ctx, &label), -ret);
+               context_label(ctx, &label), -error);
     }
-    state->enabled = true;
+}
+
+/* The home thread uses the ring from now on, if it may.  Returns 0 or
+ * -errno. */
+static COLD int enable(UringState *state)
+{
+    int ret = os_uring_enable(state->ring);
+
+    state->enabled = ret == 0;
+    return ret;
 }
 
 /* --- what is wanted -------------------------------------------------------*/
@@ -265,14 +279,12 @@ static int arm_all_locked(UringState *state)
     return 0;
 }
 
-/* Queue what the kernel is to know before the next wait. */
+/* Queue what the kernel is to know before the next wait.  The ring is
+ * enabled.  Returns 0, or -EAGAIN: there was not room for all. */
 static int prepare(AioContext *ctx, UringState *state)
 {
     int ret = 0;
 
-    if (unlikely(!state->enabled)) {
-        enable(ctx, state);
-    }
     if (unlikely(!state->hears)) {
         ret =
             os_uring_poll(state->ring, ctx->event[0], POLLIN, true, DATA_EVENT);
@@ -449,14 +461,24 @@ static int64_t deadline_of(int64_t timeout_ns)
     return timeout_ns < INT64_MAX - now ? now + timeout_ns : INT64_MAX;
 }
 
+static bool is_forbidden(int error)
+{
+    return error == -EPERM || error == -EACCES || error == -ENOSYS;
+}
+
 static int await_uring(AioContext *ctx, int64_t timeout_ns)
 {
     UringState *state = ctx->poller.state;
     int64_t deadline = deadline_of(timeout_ns);
+    int ret = state->enabled ? 0 : enable(state);
     bool awake = false;
-    int reported, ret;
+    int reported;
 
     for (;;) {
+        if (unlikely(is_forbidden(ret))) {
+            give_way(ctx, ret);
+            return 0; /* the next pass waits */
+        }
         /* Without room for what is wanted, look, but do not sleep. */
         if (prepare(ctx, state) < 0) {
             timeout_ns = 0;
@@ -464,7 +486,7 @@ static int await_uring(AioContext *ctx, int64_t timeout_ns)
         ctx->poller.ops_waiting = false;
         ret = os_uring_wait(state->ring, timeout_ns);
         reported = take_completed(ctx, state, &awake);
-        if (awake || ret < 0 || timeout_ns == 0) {
+        if (!is_forbidden(ret) && (awake || ret < 0 || timeout_ns == 0)) {
             return reported ? reported : ret;
         }
         /* Only the ends of what was removed, or the time has passed. */
@@ -481,8 +503,9 @@ static bool submit_uring(AioContext *ctx, IoOp *op)
     int ret;
 
     invariant((data & DATA_KIND) == DATA_OP);
-    if (unlikely(!state->enabled)) {
-        enable(ctx, state);
+    /* If it may not be: the next wait gives way. */
+    if (unlikely(!state->enabled) && enable(state) < 0) {
+        return false;
     }
     ret = os_uring_request(state->ring, &op->request, data);
     if (ret < 0) {
@@ -552,7 +575,12 @@ static int describe_uring(AioContext *ctx)
 static void prepare_uring(AioContext *ctx)
 {
     UringState *state = ctx->poller.state;
+    int ret = state->enabled ? 0 : enable(state);
 
+    if (ret < 0) {
+        ctx->poller.replaceable = false; /* the descriptor is in use */
+        give_way(ctx, ret);
+    }
     prepare(ctx, state);
     os_uring_wait(state->ring, 0);
 }
