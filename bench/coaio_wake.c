@@ -7,10 +7,12 @@
  *   wake_busy        two coroutines in two I/O threads wake each other in turn,
  *                    and both loops poll busily
  *   wake_asleep      the same, and both loops sleep in between
+ *   idle             an I/O thread that may poll busily, with nothing to do
  */
 #include <coaio/coaio.h>
 #include <semaphore.h>
 
+#include "bench_idle.h"
 #include "bench_posts.h"
 
 enum { BUSY_NS = 200000 };
@@ -146,11 +148,33 @@ static double wake_asleep_work(uint64_t count)
     return wake_work(count, 0);
 }
 
+static void idle_begin(void *opaque)
+{
+    bench_idle_here(opaque);
+    sem_post(&court.done);
+}
+
+static double idle_work(uint64_t count)
+{
+    static BenchIdle idle;
+    static IOThread *thread;
+
+    if (!thread) {
+        thread = thread_on_core(0, BUSY_NS);
+        sem_init(&court.done, 0, 0);
+    }
+    aio_bh_schedule_oneshot(iothread_context(thread), idle_begin, &idle);
+    while (sem_wait(&court.done)) {
+    }
+    return bench_idle_work(&idle, count);
+}
+
 static const BenchWorkload workloads[] = {
     {"post_1", post_1_work},
     {"post_3", post_3_work},
     {"wake_busy", wake_busy_work},
     {"wake_asleep", wake_asleep_work},
+    {"idle", idle_work},
     {NULL, NULL},
 };
 
@@ -158,7 +182,7 @@ int main(int argc, char **argv)
 {
     static const BenchProgram program = {
         BENCH_RIVAL, BENCH_VERSION,
-        "static; wake_busy with poll_max_ns = 200,000", workloads,
+        "static; wake_busy and idle with poll_max_ns = 200,000", workloads,
     };
 
     return bench_main(argc, argv, &program);

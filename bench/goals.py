@@ -57,6 +57,8 @@ GOALS = [
     slower('wake-up, busy, to spin-then-futex', 'wake_busy', 'futex', 1.5),
     slower('wake-up, asleep, to eventfd and epoll', 'wake_asleep', 'eventfd',
            1.1),
+    ('an idle loop, share of a core', row('idle', 'coaio'),
+     lambda rows, nbd: 1e8, '<=', 1e-4),
     quicker('posts, 1 producer, times as fast as the CAS list', 'post_1',
             'cas-list', 0.75),
     quicker('posts, 3 producers, times as fast as the CAS list', 'post_3',

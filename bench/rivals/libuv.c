@@ -8,6 +8,7 @@
  */
 #include <uv.h>
 
+#include "../bench_idle.h"
 #include "../bench_posts.h"
 #include "../bench_timers.h"
 
@@ -130,6 +131,43 @@ static double wake_work(uint64_t count)
     return elapsed;
 }
 
+static struct {
+    BenchIdle self;
+    uv_loop_t loop;
+    uv_async_t async;
+    pthread_barrier_t runs;
+} idle;
+
+static void idle_hit(uv_async_t *async)
+{
+    (void)async;
+    bench_idle_here(&idle.self);
+    pthread_barrier_wait(&idle.runs);
+}
+
+static void *idle_entry(void *opaque)
+{
+    (void)opaque;
+    uv_run(&idle.loop, UV_RUN_DEFAULT);
+    return NULL;
+}
+
+static double idle_work(uint64_t count)
+{
+    pthread_t thread;
+
+    if (!idle.self.tid) {
+        pthread_barrier_init(&idle.runs, NULL, 2);
+        uv_loop_init(&idle.loop);
+        uv_async_init(&idle.loop, &idle.async, idle_hit);
+        bench_check(!pthread_create(&thread, NULL, idle_entry, NULL),
+                    "a thread starts");
+    }
+    uv_async_send(&idle.async);
+    pthread_barrier_wait(&idle.runs);
+    return bench_idle_work(&idle.self, count);
+}
+
 static uint64_t fired;
 
 static void fire(uv_timer_t *timer)
@@ -212,6 +250,7 @@ static const BenchWorkload workloads[] = {
     {"post_1", post_1_work},
     {"post_3", post_3_work},
     {"wake_asleep", wake_work},
+    {"idle", idle_work},
     {"timer_arm", timer_arm_work},
     {"timer_cancel", timer_cancel_work},
     {"timer_fire", timer_fire_work},
