@@ -7,12 +7,14 @@
 #include "loopthread.h"
 
 #include "base/atomic.h"
+#include "base/compiler.h"
 #include "loop/context.h"
 #include "loop/fd_int.h"
 #include "os/fault.h"
 
 #include <coaio/coroutine.h>
 #include <coaio/iothread.h>
+#include <coaio/timer.h>
 #include <coaio/wait.h>
 #include <coaio/wake.h>
 #include <errno.h>
@@ -22,6 +24,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 static IOThread *iothread;
@@ -232,6 +235,78 @@ TEST(stopping_does_not_wait_for_what_never_ends)
     CHECK_EQ(iothread_stop(iothread), 0);
     aio_bh_delete(bh);
     iothread_unref(iothread);
+}
+
+static void note_thread_id(void *opaque)
+{
+    *(long *)opaque = syscall(SYS_gettid);
+}
+
+/* How often it has gone to sleep, which is how often it was woken. */
+static unsigned long sleeps(long tid)
+{
+    unsigned long n = 0;
+    char path[64], line[128];
+    FILE *status;
+
+    snprintf(path, sizeof(path), "/proc/self/task/%ld/status", tid);
+    status = fopen(path, "r");
+    CHECK(status);
+    while (fgets(line, sizeof(line), status) &&
+           sscanf(line, "voluntary_ctxt_switches: %lu", &n) != 1) {
+    }
+    fclose(status);
+    return n;
+}
+
+static void raise_bool(void *opaque)
+{
+    *(bool *)opaque = true;
+}
+
+/* The calling thread polls its own context, of which nobody else knows. */
+static void let_time_pass(AioContext *own, int64_t ns)
+{
+    AioTimer timer;
+    bool fired = false;
+
+    aio_timer_init(&timer, own, AIO_CLOCK_MONOTONIC, raise_bool, &fired);
+    aio_timer_mod_ns(&timer, aio_clock_ns(AIO_CLOCK_MONOTONIC) + ns);
+    while (!fired) {
+        aio_poll(own, true);
+    }
+}
+
+/* No tick, no look now and then: one that has nothing to do costs nothing,
+ * also if it polls busily where that pays. */
+TEST(an_idle_one_is_never_woken)
+{
+    static const int64_t poll_max_ns[] = {0, 200000};
+    AioContext *own;
+
+    CHECK_EQ(aio_context_new(&own, NULL), 0);
+    for (unsigned i = 0; i < ARRAY_SIZE(poll_max_ns); i++) {
+        IOThreadOptions options = {
+            .size = sizeof(options),
+            .poll_max_ns = poll_max_ns[i],
+        };
+        IOThread *idler;
+        unsigned long before;
+        long tid;
+
+        CHECK_EQ(iothread_new(&idler, "idle", &options), 0);
+        aio_bh_schedule_oneshot(iothread_context(idler), note_thread_id,
+                                &tid);
+        loop_flush(iothread_context(idler));
+        let_time_pass(own, 20000000); /* it goes to sleep */
+        before = sleeps(tid);
+        let_time_pass(own, 300000000);
+        CHECK_EQ(sleeps(tid), before);
+        loop_flush(iothread_context(idler));
+        CHECK(sleeps(tid) >= before); /* it is there */
+        iothread_unref(idler);
+    }
+    aio_context_unref(own);
 }
 
 TEST(stopping_twice_does_nothing)
