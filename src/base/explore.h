@@ -58,7 +58,9 @@
     each(NOTIFY_RELAXED, "notify-relaxed")                                    \
     each(POOL_KEPT_AT_END, "pool-kept-at-end")                                \
     each(POOL_POP_ONE, "pool-pop-one")                                        \
+    each(NOTIFY_UNPINNED, "notify-unpinned")                                  \
     each(POST_PUSH_RELAXED, "post-push-relaxed")                              \
+    each(POST_SLEEP_PLAIN, "post-sleep-plain")                                \
     each(POST_TAKE_PLAIN, "post-take-plain")                                  \
     each(POST_TAKE_TWICE, "post-take-twice")                                  \
     each(QUEUE_FREED, "queue-freed")                                          \
@@ -69,6 +71,7 @@
     each(STACK_RETIRE_UNLOCKED, "stack-retire-unlocked")                      \
     each(STOP_NO_FENCE, "stop-no-fence")                                      \
     each(STOP_NO_FENCE_LEAVER, "stop-no-fence-leaver")                        \
+    each(STOP_NO_FENCE_WAKER, "stop-no-fence-waker")                          \
     each(TIMER_DEL_NO_LOCK, "timer-del-no-lock")                              \
     each(TIMER_FIRED_AS_IDLE, "timer-fired-as-idle")                          \
     each(TIMER_FRAME_MISSED, "timer-frame-missed")                            \

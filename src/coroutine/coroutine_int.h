@@ -79,13 +79,13 @@ struct Coroutine {
      */
     void (*on_yield)(Coroutine *co);
 
+    Post post;              /* in the posted list of a context */
+
     CoroutineEntry *entry;
     void *opaque;
-
     FifoNode link;          /* in OsThread.deferred, or a free list */
     const char *name;       /* the user's, or NULL */
     struct CoWait *wait;    /* its own: what it waits for, or NULL */
-    Post post;              /* in the posted list of a context */
     CoHome *target;         /* where the holder of the claim moves it */
 
     /* The stack and its bookkeeping; set when the slot is first used. */

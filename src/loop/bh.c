@@ -25,7 +25,8 @@
  *   wrote before is visible to the callback, also of one who found the bottom
  *   half QUEUED already and pushed nothing.
  *   A plain test of the flag before, or a plain store when clearing, loses the
- *   wake-up of the one who comes in between.
+ *   wake-up of the one who comes in between.  So who finds the flags set as he
+ *   wants them swaps them for themselves.
  *
  *   [hurry] is store-buffering order between the idle list and `hurry`.  Who
  *   finds an idle bottom half QUEUED, and makes it urgent, cannot know whether
@@ -77,16 +78,17 @@ typedef struct OneShot {
 _Static_assert(sizeof(OneShot) <= sizeof(AioBHStorage),
                "AioBHStorage is too small");
 
-/* [bh/B] pairs with [bh/A] in bh_set().  Returns the flags before. */
-static inline uint32_t bh_clear(AioBH *bh, uint32_t flags)
+/* [bh/B] pairs with [bh/A] in bh_set() and in aio_bh_schedule().  Returns the
+ * flags before.  DELETED goes, too: then bh is freed. */
+static inline uint32_t bh_clear(AioBH *bh)
 {
     if (MUTANT(BH_CLEAR_PLAIN)) {
         uint32_t old = load_acquire(&bh->flags);
 
-        store_release(&bh->flags, old & ~flags);
+        store_release(&bh->flags, 0u);
         return old;
     }
-    return fetch_and_acq_rel(&bh->flags, ~flags);
+    return xchg_acq_rel(&bh->flags, 0u);
 }
 
 static void run_bh(void *owner, Post *post)
@@ -98,7 +100,7 @@ static void run_bh(void *owner, Post *post)
     uint32_t flags;
 
     /* What is needed of bh was read before: see INVARIANTS 2. */
-    flags = bh_clear(bh, BH_QUEUED | BH_SCHEDULED | BH_IDLE);
+    flags = bh_clear(bh);
     invariant(flags & BH_QUEUED); /* INVARIANTS 1 */
     if (flags & BH_DELETED) {
         MARK("bh: the home thread frees it");
@@ -149,34 +151,9 @@ AioBH *aio_bh_new_main(AioBHFunc *cb, void *opaque)
 }
 
 /* [bh/A] pairs with [bh/B] in bh_clear().  Returns the flags before. */
-static inline uint32_t bh_set(AioBH *bh, uint32_t flags)
+static uint32_t bh_set(AioBH *bh, uint32_t flags)
 {
-    if (MUTANT(BH_EARLY_RETURN)) {
-        uint32_t old = load_relaxed(&bh->flags);
-
-        if ((old & flags) == flags) {
-            return old;
-        }
-    }
     return fetch_or_acq_rel(&bh->flags, flags);
-}
-
-/*
- * Set flag, and hand bh to its home unless it is there already.  Afterwards bh
- * may be gone; ctx stays, for which the caller has seen.  Returns the flags
- * before.
- */
-static inline uint32_t bh_post(AioBH *bh, AioContext *ctx, uint32_t flag)
-{
-    uint32_t old = bh_set(bh, BH_QUEUED | flag);
-
-    if (old & BH_QUEUED) {
-        MARK("bh: it is on its way already");
-    } else {
-        context_post_pinned(ctx, flag == BH_IDLE ? &ctx->idle : &ctx->posted,
-                            &bh->post);
-    }
-    return old;
 }
 
 /*
@@ -192,25 +169,54 @@ static COLD void hurry(AioContext *ctx)
     }
 }
 
+/*
+ * The flags of bh, as they were before, were old.  From the setting of the
+ * flags on bh may be gone, and so may ctx: thus the pin, for those who find
+ * that they have to be in a hurry.
+ */
+static NOINLINE void schedule_again(AioBH *bh, AioContext *ctx, uint32_t old)
+{
+    const uint32_t both = BH_QUEUED | BH_SCHEDULED;
+    bool pin =
+        !context_is_home(ctx, os_thread()) && !MUTANT(BH_HURRY_UNPINNED);
+
+    /* [bh/A] pairs with [bh/B] in bh_clear(): to change nothing is to say what
+     * was written, too. */
+    if ((old & both) == both &&
+        (MUTANT(BH_EARLY_RETURN) || cas_acq_rel(&bh->flags, &old, old))) {
+        MARK("bh: it is on its way already");
+        return;
+    }
+    if (pin) {
+        context_pin(ctx);
+    }
+    old = bh_set(bh, BH_QUEUED | BH_SCHEDULED);
+    if (!(old & BH_QUEUED)) {
+        MARK("bh: it ran while it was scheduled again");
+        context_post(ctx, &bh->post);
+    } else if (!(old & BH_SCHEDULED)) {
+        hurry(ctx);
+    }
+    if (pin) {
+        context_unpin(ctx);
+    }
+}
+
 void aio_bh_schedule(AioBH *bh)
 {
     AioContext *ctx = bh->ctx;
-    bool away = !context_is_home(ctx, os_thread());
+    uint32_t none = 0;
 
     os_check_fork("aio_bh_schedule");
-    if (away) {
-        context_pin(ctx);
+    /* [bh/A] pairs with [bh/B] in bh_clear().  Without a look at the flags
+     * before: that would bring them here in vain, not to be changed yet. */
+    if (unlikely(!cas_acq_rel(&bh->flags, &none, BH_QUEUED | BH_SCHEDULED))) {
+        schedule_again(bh, ctx, none);
+        return;
     }
-    if (unlikely((bh_post(bh, ctx, BH_SCHEDULED) &
-                  (BH_QUEUED | BH_SCHEDULED)) == BH_QUEUED)) {
-        if (MUTANT(BH_HURRY_UNPINNED) && away) {
-            context_unpin(ctx);
-            away = false;
-        }
-        hurry(ctx);
-    }
-    if (away) {
-        context_unpin(MUTANT(BH_CONTEXT_AFTER_PUBLISH) ? bh->ctx : ctx);
+    context_post(ctx, &bh->post);
+    if (MUTANT(BH_CONTEXT_AFTER_PUBLISH)) {
+        context_notify_posted(bh->ctx);
     }
 }
 
@@ -225,7 +231,9 @@ void aio_bh_schedule_idle(AioBH *bh)
         context_pin(ctx);
     }
     hurry_before = load_relaxed(&ctx->hurry);
-    bh_post(bh, ctx, BH_IDLE);
+    if (!(bh_set(bh, BH_QUEUED | BH_IDLE) & BH_QUEUED)) {
+        context_post_idle_pinned(ctx, &bh->post);
+    }
     /* [hurry/A] is the fence of [notify/A], after the push.  Pairs with
      * [hurry/B] in context_dispatch(). */
     if (unlikely(load_relaxed(&ctx->hurry) != hurry_before) &&

@@ -15,7 +15,8 @@
  *            more.
  *   pins     what keeps the memory and the event fd: one for the handles
  *            together, one for the thread that it is bound to, and one for
- *            each waker between publishing and the end of its notification.
+ *            each waker that has to look at it after it has published: see
+ *            LIFETIME in loop/notify.c.
  *
  * One pass, in the order of its parts: context_prepare() says how long may be
  * slept / the poller waits / context_dispatch() runs what was posted, fds,
@@ -25,6 +26,7 @@
 #ifndef COAIO_LOOP_CONTEXT_H
 #define COAIO_LOOP_CONTEXT_H
 
+#include "base/explore.h"
 #include "base/list.h"
 #include "base/post.h"
 #include "coroutine/coroutine_int.h"
@@ -48,18 +50,16 @@ struct AioContext {
     int event[2];            /* os_event_open(); written once */
     Post grave;              /* in the list of those to be freed */
 
-    /* What other threads write to, and the home thread. */
+    /* What other threads write to with each post. */
     CACHE_ALIGNED PostList posted;
-    PostList idle;           /* idle bottom halves */
 
-    /* What all of them read, and write seldom: apart from the lists, which
-     * wander between the processors with each post. */
-    CACHE_ALIGNED uint32_t wake; /* atomic; WAKE_... */
+    /* What they write to seldom, and the home thread reads in each pass. */
+    CACHE_ALIGNED PostList idle; /* idle bottom halves */
     uint32_t hurry;          /* atomic; changes: an idle one is urgent after
                                 all; see [hurry] in loop/bh.c */
+    uint32_t wake;           /* atomic; WAKE_... */
 
-    /* What other threads write to, and the home thread does not read: it stays
-     * with one that posts alone. */
+    /* What they write to, and the home thread does not look at. */
     CACHE_ALIGNED unsigned long pins; /* atomic; see REFERENCES */
 
     /* The home thread's. */
@@ -160,17 +160,33 @@ bool context_foreign_dispatch(AioContext *ctx);
 
 /*
  * Hand post to the home thread and wake it if it sleeps.  Any thread, any
- * signal handler.  ctx must live until the push; it is pinned from then on.
- * The caller touches neither post nor ctx afterwards.
+ * signal handler.  ctx must live until the push.  The caller touches neither
+ * post nor ctx afterwards.
  */
-void context_post(AioContext *ctx, Post *post);
+static inline void context_post(AioContext *ctx, Post *post);
 
-/* The same to list, which is posted or idle, by the home thread or by one that
- * has pinned ctx and goes on with it afterwards. */
-void context_post_pinned(AioContext *ctx, PostList *list, Post *post);
+/* The rest of it: the home thread sleeps, or did so a moment ago. */
+void context_post_waking(AioContext *ctx, Post *post);
 
-/* The same for several, with one notification: push each, then notify once,
- * with a pin around it all. */
+static inline void context_post(AioContext *ctx, Post *post)
+{
+    if (likely(post_push_awake(&ctx->posted, &post->node))) {
+        MARK("notify: the system call is saved");
+    } else {
+        context_post_waking(ctx, post);
+    }
+}
+
+/* The same for several, linked as post_push_waking() wants them, with one
+ * notification; the caller has pinned ctx. */
+void context_post_pinned(AioContext *ctx, FifoNode *newest, FifoNode *oldest);
+
+/* The same for an idle bottom half; the caller has pinned ctx, or is on its
+ * home thread. */
+void context_post_idle_pinned(AioContext *ctx, Post *post);
+
+/* After a push to idle, or a change of hurry: wake the thread if it sleeps.
+ * The caller has pinned ctx, or is on its home thread. */
 void context_notify_posted(AioContext *ctx);
 
 /*

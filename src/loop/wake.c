@@ -61,14 +61,16 @@ static void run_arrived(void *owner, Post *post)
  * After a push to ctx, which is pinned.  A context whose thread has ended runs
  * nothing any more; then the push was in vain, and is taken back.
  */
-static inline void notify_or_sweep(AioContext *ctx)
+static inline void sweep_if_stopped(AioContext *ctx)
 {
-    context_notify_posted(ctx);
     /*
-     * [stop/B] The push comes before the look at stopped; the full fence in
-     * between is [notify/A].  Pairs with [stop/A] in context_stop(): either
-     * the thread's end finds what was pushed, or we see that it has ended.
+     * [stop/B] The push comes before the look at stopped.  Pairs with [stop/A]
+     * in context_stop(): either the thread's end finds what was pushed, or we
+     * see that it has ended.
      */
+    if (!MUTANT(STOP_NO_FENCE_WAKER)) {
+        fence_seq_cst_after_rmw();
+    }
     if (unlikely(load_acquire(&ctx->stopped))) {
         MARK("wake: a post to a thread that has ended is taken back");
         if (!MUTANT(WAKE_NOT_SWEPT)) {
@@ -85,13 +87,13 @@ static void post_coroutine(AioContext *ctx, Coroutine *co, PostFunc *run)
         return;
     }
     if (MUTANT(WAKE_CONTEXT_FREED)) {
-        post_push(&ctx->posted, &co->post);
-        context_notify_posted(ctx);
+        context_post_pinned(ctx, &co->post.node, &co->post.node);
+        sweep_if_stopped(ctx);
         return;
     }
     context_pin(ctx);
-    post_push(&ctx->posted, &co->post);
-    notify_or_sweep(ctx);
+    context_post_pinned(ctx, &co->post.node, &co->post.node);
+    sweep_if_stopped(ctx);
     context_unpin(ctx);
 }
 
@@ -141,9 +143,9 @@ void aio_co_wake(Coroutine *co)
 static void deliver_to(AioContext *ctx, Fifo *chain)
 {
     Fifo rest = { NULL, NULL };
+    FifoNode *newest = NULL, *oldest = NULL;
     FifoNode *node;
 
-    context_pin(ctx);
     while ((node = fifo_take(chain))) {
         Coroutine *co = container_of(node, Coroutine, link);
 
@@ -151,14 +153,19 @@ static void deliver_to(AioContext *ctx, Fifo *chain)
             fifo_append(&rest, node);
         } else {
             co->post.run = run_woken;
-            post_push(&ctx->posted, &co->post);
-            if (MUTANT(QUEUE_RESTART_TOUCHES)) {
-                fifo_append(&rest, &co->link); /* the list lives on in it */
-                rest = (Fifo){NULL, NULL};
-            }
+            co->post.node.next = newest;
+            newest = &co->post.node;
+            oldest = oldest ? oldest : newest;
         }
     }
-    notify_or_sweep(ctx);
+    context_pin(ctx);
+    context_post_pinned(ctx, newest, oldest);
+    if (MUTANT(QUEUE_RESTART_TOUCHES)) {
+        Coroutine *co = container_of(newest, Coroutine, post.node);
+
+        co->link.next = NULL; /* the list lives on in it */
+    }
+    sweep_if_stopped(ctx);
     context_unpin(ctx);
     *chain = rest;
 }

@@ -82,7 +82,8 @@ static void say_second(void)
 
 EXPLORE(scheduled_by_two, .setup = make_bh,
         .threads = {poll_until_both_heard, say_first, say_second},
-        .marks = {"bh: it is on its way already"},
+        .marks = {"bh: it is on its way already",
+                  "bh: it ran while it was scheduled again"},
         .mutants = {
             {MUTANT_BH_EARLY_RETURN, "lost wake-up", "epoll_wait", true},
             {MUTANT_BH_CLEAR_PLAIN, "lost wake-up", "epoll_wait", true},
@@ -202,6 +203,25 @@ EXPLORE(idle_for_one_and_urgent_for_another, .setup = make_bh,
             {MUTANT_BH_HURRY_NO_FENCE, "failed check",
              "poll_until_heard_at_once", true},
         })
+
+/* An idle one comes while the home thread goes to sleep, for as long as it
+ * takes, as there was none. */
+static void poll_until_run_once(void)
+{
+    open_loop();
+    while (!runs) {
+        aio_poll(ctx, true);
+    }
+    close_loop();
+}
+
+EXPLORE(idle_from_elsewhere, .setup = make_bh,
+        .threads = {poll_until_run_once, schedule_idle},
+        .marks = {"notify: the thread is awake"},
+        .mutants = {{MUTANT_NOTIFY_NO_FENCE_POLLER, "lost wake-up",
+                     "notify_prepare_sleep", true},
+                    {MUTANT_NOTIFY_NO_FENCE_NOTIFIER, "lost wake-up",
+                     "context_notify_posted", true}})
 
 /* The callback runs, and context and bottom half go, while the call that
  * scheduled is not through. */

@@ -72,10 +72,8 @@ EXPLORE(one_poller_one_worker, .setup = make_context,
         .marks = {"notify: the event is set",
                   "notify: the system call is saved",
                   "notify: it finds a post on its way to sleep"},
-        .mutants = {{MUTANT_NOTIFY_NO_FENCE_POLLER, "lost wake-up",
-                     "notify_prepare_sleep", true},
-                    {MUTANT_NOTIFY_NO_FENCE_NOTIFIER, "lost wake-up",
-                     "context_notify_posted", true}})
+        .mutants = {{MUTANT_POST_SLEEP_PLAIN, "lost wake-up", "post_sleep",
+                     false}})
 
 static void poll_until_both_ran(void)
 {
@@ -95,7 +93,42 @@ static void post_second(void)
 
 EXPLORE(one_poller_two_workers, .setup = make_context,
         .threads = {poll_until_both_ran, post_first, post_second},
-        .marks = {"notify: somebody else was first"})
+        .marks = {"notify: another has found the sleeper"})
+
+/* It has a reference, until it is through. */
+static void make_context_for_two(void)
+{
+    make_context();
+    aio_context_ref(ctx);
+}
+
+static void notify_and_let_go(void)
+{
+    explore_begin();
+    aio_notify(ctx);
+    aio_context_unref(ctx);
+    explore_end();
+}
+
+static void poll_until_ran_and_let_go(void)
+{
+    aio_context_attach(ctx);
+    explore_begin();
+    while (!ran[0]) {
+        aio_poll(ctx, true);
+    }
+    aio_context_unref(ctx);
+    explore_end();
+    CHECK(!aio_context_current()); /* it lets go of one closed elsewhere */
+    context_reap(); /* who was last may have been no thread of a context */
+}
+
+/* The context may be gone when the poster gets to setting the event. */
+EXPLORE(woken_by_a_post_and_by_another, .setup = make_context_for_two,
+        .threads = {poll_until_ran_and_let_go, post_first, notify_and_let_go},
+        .marks = {"notify: somebody else was first"},
+        .mutants = {
+            {MUTANT_NOTIFY_UNPINNED, "use after free", "wake_sleeper", false}})
 
 /* Looks for a while before it sleeps. */
 static void make_busy_context(void)
@@ -239,7 +272,7 @@ static void post_a_waiter_and_first(void)
 EXPLORE(a_blocking_poll_in_a_blocking_poll, .setup = make_context,
         .threads = {poll_for_second, post_a_waiter_and_first},
         .mutants = {{MUTANT_NOTIFY_DISPATCHING, "lost wake-up",
-                     "context_notify_posted", false}})
+                     "epoll_wait", false}})
 
 /* --- two contexts ---------------------------------------------------------*/
 

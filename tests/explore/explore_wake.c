@@ -64,7 +64,7 @@ EXPLORE(woken_and_the_context_ends, .setup = make_one,
         .threads = {enter_and_end_context, wake_it}, .finish = reap,
         .marks = {"context: the last pin goes elsewhere"},
         .mutants = {{MUTANT_WAKE_CONTEXT_FREED, "use after free",
-                     "context_notify_posted", false}})
+                     "sweep_if_stopped", false}})
 
 static void coroutine_fn begin_and_yield(void *opaque)
 {
@@ -319,10 +319,10 @@ EXPLORE(sent_to_a_thread_that_ends, .setup = make_two,
         .marks = {"wake: one on its way never arrives",
                   "wake: a post to a thread that has ended is taken back"},
         .mutants = {
-            {MUTANT_WAKE_NOT_SWEPT, "failed check", "notify_or_sweep", false},
+            {MUTANT_WAKE_NOT_SWEPT, "failed check", "sweep_if_stopped", false},
             {MUTANT_WAKE_WAY_KEPT, "leak", "resolve_late", false},
             {MUTANT_STOP_NO_FENCE, "failed check", "context_stop", true},
-            {MUTANT_NOTIFY_NO_FENCE_NOTIFIER, "failed check", "notify_or_sweep",
+            {MUTANT_STOP_NO_FENCE_WAKER, "failed check", "sweep_if_stopped",
              true},
         })
 

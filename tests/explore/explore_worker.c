@@ -284,6 +284,7 @@ static void check_not_done(void)
 EXPLORE(a_thread_ends_before_its_job, .setup = make_one,
         .threads = {submit_and_stop}, .finish = check_not_done,
         .mutants = {
-            {MUTANT_WORKER_UNPINNED, "failed check", "context_pin", false}})
+            {MUTANT_WORKER_UNPINNED, "use after free", "context_free",
+             false}})
 
 EXPLORE_MAIN()

@@ -414,7 +414,8 @@ static void poll_and_drop(void *arg)
 
 /*
  * What has been pushed may run and drop the last reference while its poster
- * is still to notify; so the poster holds the context before it pushes.
+ * is still to notify; so a poster that has to, or may have to, holds the
+ * context before it pushes.
  */
 TEST(whoever_posts_holds_the_context_before_the_push)
 {
@@ -432,6 +433,7 @@ TEST(whoever_posts_holds_the_context_before_the_push)
         own = aio_bh_new(ctx, nothing, NULL);
         co = coroutine_create(nothing, NULL);
         pins_at_push = 0;
+        CHECK(notify_prepare_sleep(ctx, false));
         set_trap_flag(true);
         calls[i]();
         set_trap_flag(false);

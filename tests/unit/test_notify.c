@@ -77,6 +77,102 @@ TEST(posts_to_an_awake_context_cost_none)
     aio_context_unref(ctx);
 }
 
+typedef struct Locked {
+    AioBH *bh;
+    AioContext *ctx;
+    AioBHStorage *storage;
+    uint64_t first, again, oneshot; /* locked operations of each call */
+} Locked;
+
+static void count_locked(void *opaque)
+{
+    Locked *locked = opaque;
+    uint64_t before = os_locked_operations();
+
+    aio_bh_schedule(locked->bh);
+    locked->first = os_locked_operations() - before;
+    before = os_locked_operations();
+    aio_bh_schedule(locked->bh);
+    locked->again = os_locked_operations() - before;
+    before = os_locked_operations();
+    aio_bh_schedule_oneshot_embedded(locked->ctx, locked->storage, nothing,
+                                     NULL);
+    locked->oneshot = os_locked_operations() - before;
+}
+
+/* The flags and the list: nothing is pinned, and there is no fence. */
+TEST(a_post_to_an_awake_context_costs_two_locked_operations)
+{
+    AioBHStorage storage;
+    Locked locked = {.ctx = attach_new(), .storage = &storage};
+
+    locked.bh = aio_bh_new(locked.ctx, nothing, NULL);
+    run_in_thread(count_locked, &locked);
+    CHECK_EQ(locked.first, 2);
+    CHECK_EQ(locked.again, 2);
+    CHECK_EQ(locked.oneshot, 1);
+    CHECK(aio_poll(locked.ctx, true));
+    count_locked(&locked);
+    CHECK_EQ(locked.first, 2);
+    CHECK_EQ(locked.oneshot, 1);
+    CHECK(aio_poll(locked.ctx, true));
+    aio_bh_delete(locked.bh);
+    aio_context_unref(locked.ctx);
+}
+
+/* Something else than the post has ended its sleep. */
+TEST(posts_to_one_that_has_just_awoken_cost_none)
+{
+    AioContext *ctx = attach_new();
+    unsigned runs = 0;
+    AioBH *bh[3];
+    uint64_t before = notifications();
+
+    for (int i = 0; i < 3; i++) {
+        bh[i] = aio_bh_new(ctx, count, &runs);
+    }
+    CHECK(notify_prepare_sleep(ctx, false));
+    notify_woken(ctx);
+    run_in_thread(schedule_three, bh);
+    CHECK_EQ(notifications(), before);
+    CHECK(!notify_prepare_sleep(ctx, false));
+    CHECK(aio_poll(ctx, true));
+    CHECK_EQ(runs, 3);
+    for (int i = 0; i < 3; i++) {
+        aio_bh_delete(bh[i]);
+    }
+    aio_context_unref(ctx);
+}
+
+TEST(a_post_and_a_notification_cost_one)
+{
+    AioContext *ctx = attach_new();
+    unsigned runs = 0;
+    AioBH *bh[3];
+    uint64_t before = notifications();
+
+    for (int i = 0; i < 3; i++) {
+        bh[i] = aio_bh_new(ctx, count, &runs);
+    }
+    for (int order = 0; order < 2; order++) {
+        CHECK(notify_prepare_sleep(ctx, false));
+        if (order == 0) {
+            aio_notify(ctx);
+        }
+        run_in_thread(schedule_three, bh);
+        aio_notify(ctx);
+        notify_woken(ctx);
+        CHECK_EQ(notifications(), before + 1);
+        before++;
+        CHECK(aio_poll(ctx, true));
+    }
+    CHECK_EQ(runs, 6);
+    for (int i = 0; i < 3; i++) {
+        aio_bh_delete(bh[i]);
+    }
+    aio_context_unref(ctx);
+}
+
 TEST(posts_to_a_sleeping_context_cost_one)
 {
     AioContext *ctx = attach_new();
