@@ -1,327 +1,185 @@
 # SPDX-License-Identifier: MIT
-"""The NBD servers that bench/run compares, and how each is measured.
+"""The rows of NBD servers in bench/run: what is measured, and how.
 
-Every server serves the same image of 1 GiB on tmpfs, filled so that all of
-its pages are there, each 4,096 bytes beginning with their own offset, which
-nbdload checks in every reply.  All servers stay up, idle, while one of them is
-measured.  They listen on UNIX sockets in a private folder and on ports of
-127.0.0.1, and end with the run, as the image does.
+The image on tmpfs has 1 GiB, all other media SMALL_BYTES.  Images are filled
+before, so that all pages are there, each 4,096 bytes beginning with their own
+offset, which nbdload checks in every reply; memory exports are filled through
+the server.  All servers stay up, idle, while one of them is measured.  They
+listen on UNIX sockets in a private folder and on ports of 127.0.0.1, and end
+with the run, as the images do.
 
 CPU time is user and system time of the server's process, its threads and its
 children, from before the load generator starts until after it has ended,
-over all requests that it made.
+over all requests that it made (of copies: over 4 KiB).
+
+System calls a request are counted apart, once for each server, by strace over
+a fixed number of requests: they do not depend on time, which strace distorts.
 """
 
 import json
 import os
+import resource
 import shutil
 import signal
-import socket
 import statistics
 import struct
 import subprocess
 import tempfile
 import time
 
+from nbdservers import KINDS, cpu_seconds
+
 IMAGE_BYTES = 1 << 30
+SMALL_BYTES = 256 << 20
 STRIDE = 4096
-TICK = os.sysconf('SC_CLK_TCK')
+TRACED_REQUESTS = 6400
+
+ENGINES = 'coaio-nbd-epoll coaio-nbd-uring'
+OURS = 'coaio-nbd ' + ENGINES
+KITS = 'coaio-nbd coaio-nbd-1 nbdkit'
+LEAN = 'coaio-nbd nbdkit qemu-nbd blocking-loop'
+LOOPS = 'blocking-loop batching-loop limit'
+MAIN = 'coaio-nbd nbdkit qemu-nbd nbd-server ' + LOOPS
+ALL = OURS + ' nbdkit qemu-nbd qemu-nbd-uring nbd-server nbd-server-splice '
+ALL += LOOPS
+SEQUENTIAL = '--depth 16 --size 131072 --pattern sequential'
+WRITE = '--depth 16 --op write'
+TWO = '--depth 16 --connections 2'
 
 
 class Case:
-    def __init__(self, name, title, load, transport='unix'):
+    """A row: who serves which medium how, under what load.  A load of 'from'
+    or 'to' is nbdcopy's.  Secondary rows are left out with QUICK=1."""
+
+    def __init__(self, name, title, load, servers, medium='file',
+                 transport='unix', calls=False, secondary=False):
         self.name = name
         self.title = title
         self.load = load.split()
+        self.servers = servers.split()
+        self.medium = medium
         self.transport = transport
+        self.calls = calls      # count system calls, too
+        self.secondary = secondary
+
+    @property
+    def copies(self):
+        return self.load[0] in ('from', 'to')
 
 
 CASES = [
-    Case('nbd_read_1', 'Read 4 KiB, depth 1', '--depth 1'),
-    Case('nbd_read_16', 'Read 4 KiB, depth 16', '--depth 16'),
-    Case('nbd_read_64', 'Read 4 KiB, depth 64', '--depth 64'),
-    Case('nbd_write_16', 'Write 4 KiB, depth 16', '--depth 16 --op write'),
-    Case('nbd_read_16x2', 'Read 4 KiB, depth 16, 2 connections',
-         '--depth 16 --connections 2'),
-    Case('nbd_seq', 'Read 128 KiB in sequence, depth 16',
-         '--depth 16 --size 131072 --pattern sequential'),
-    Case('nbd_tcp_16', 'TCP: read 4 KiB, depth 16', '--depth 16', 'tcp'),
+    Case('nbd_read_1', 'Read 4 KiB, depth 1', '--depth 1', ALL),
+    Case('nbd_read_16', 'Read 4 KiB, depth 16', '--depth 16',
+         ALL + ' coaio-nbd-1', calls=True),
+    Case('nbd_read_64', 'Read 4 KiB, depth 64', '--depth 64', ALL),
+    Case('nbd_write_16', 'Write 4 KiB, depth 16', WRITE, MAIN),
+    Case('nbd_read_16x2', 'Read 4 KiB, depth 16, 2 connections', TWO,
+         MAIN + ' coaio-nbd-1'),
+    Case('nbd_seq', 'Read 128 KiB in sequence, depth 16', SEQUENTIAL, MAIN),
+    Case('nbd_tcp_1', 'TCP: read 4 KiB, depth 1', '--depth 1', LEAN,
+         transport='tcp', secondary=True),
+    Case('nbd_tcp_16', 'TCP: read 4 KiB, depth 16', '--depth 16',
+         MAIN + ' coaio-nbd-uring', transport='tcp'),
+    Case('nbd_tcp_16x2', 'TCP: read 4 KiB, depth 16, 2 connections', TWO,
+         KITS + ' blocking-loop', transport='tcp', secondary=True),
     Case('nbd_tcp_seq', 'TCP: read 128 KiB in sequence, depth 16',
-         '--depth 16 --size 131072 --pattern sequential', 'tcp'),
+         SEQUENTIAL, LEAN, transport='tcp'),
+
+    Case('nbd_memory_16', 'Memory: read 4 KiB, depth 16', '--depth 16',
+         'coaio-nbd nbdkit nbdkit-malloc', 'memory', calls=True),
+    Case('nbd_memory_64', 'Memory: read 4 KiB, depth 64', '--depth 64',
+         'coaio-nbd nbdkit nbdkit-malloc', 'memory', secondary=True),
+    Case('nbd_memory_write_16', 'Memory: write 4 KiB, depth 16', WRITE,
+         'coaio-nbd nbdkit nbdkit-malloc', 'memory', secondary=True),
+    Case('nbd_memory_16x2', 'Memory: read 4 KiB, depth 16, 2 connections',
+         TWO, KITS, 'memory', secondary=True),
+    Case('nbd_memory_tcp_16', 'Memory, TCP: read 4 KiB, depth 16',
+         '--depth 16', 'coaio-nbd nbdkit', 'memory', 'tcp', secondary=True),
+    Case('nbd_null_16', 'Null: read 4 KiB, depth 16', '--depth 16',
+         'coaio-nbd nbdkit limit', 'null'),
+    Case('nbd_null_64', 'Null: read 4 KiB, depth 64', '--depth 64',
+         'coaio-nbd nbdkit limit', 'null', secondary=True),
+    Case('nbd_null_16x2', 'Null: read 4 KiB, depth 16, 2 connections', TWO,
+         KITS + ' limit', 'null', secondary=True),
+    Case('nbd_null_tcp_16', 'Null, TCP: read 4 KiB, depth 16', '--depth 16',
+         'coaio-nbd nbdkit limit', 'null', 'tcp', secondary=True),
+
+    Case('nbd_disk_16', 'Disk, page cache: read 4 KiB, depth 16',
+         '--depth 16', OURS + ' nbdkit qemu-nbd blocking-loop batching-loop',
+         'disk', calls=True),
+    Case('nbd_disk_64', 'Disk, page cache: read 4 KiB, depth 64',
+         '--depth 64', OURS + ' nbdkit batching-loop', 'disk',
+         secondary=True),
+    Case('nbd_disk_16x2',
+         'Disk, page cache: read 4 KiB, depth 16, 2 connections', TWO, KITS,
+         'disk', secondary=True),
+    Case('nbd_disk_write_16', 'Disk, page cache: write 4 KiB, depth 16',
+         WRITE, OURS + ' nbdkit qemu-nbd blocking-loop', 'disk'),
+    Case('nbd_direct_16', 'Disk, O_DIRECT: read 4 KiB, depth 16',
+         '--depth 16', ENGINES + ' qemu-nbd qemu-nbd-uring', 'direct'),
+    Case('nbd_direct_write_16', 'Disk, O_DIRECT: write 4 KiB, depth 16',
+         WRITE, ENGINES + ' qemu-nbd qemu-nbd-uring', 'direct',
+         secondary=True),
+
+    Case('nbd_copy_from', 'nbdcopy from the server, 1 GiB', 'from',
+         'coaio-nbd nbdkit qemu-nbd nbd-server'),
+    Case('nbd_copy_to', 'nbdcopy to the server, 1 GiB', 'to',
+         'coaio-nbd nbdkit qemu-nbd nbd-server'),
+]
+
+# What no server can be measured at, and why: for the report.
+CANNOT = [
+    'nbdkit, O_DIRECT: its file plugin has none',
+    'nbd-server, O_DIRECT: it has none',
+    'blocking-loop, batching-loop and limit, nbdcopy: they know no options',
 ]
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
-
-
-def version_of(*command):
-    try:
-        done = subprocess.run(command, capture_output=True, text=True,
-                              timeout=30)
-    except OSError:
-        return ''
-    text = done.stdout or done.stderr
-    return text.strip().split('\n')[0]
-
-
-def stat_fields(pid):
-    with open(f'/proc/{pid}/stat') as file:
-        return file.read().rsplit(')', 1)[1].split()
-
-
-def processes():
-    """A dictionary from each process to its parent."""
-    parents = {}
-    for name in os.listdir('/proc'):
-        if name.isdigit():
-            try:
-                parents[int(name)] = int(stat_fields(name)[1])
-            except OSError:
-                pass
-    return parents
-
-
-def family(pid):
-    parents = processes()
-    members = [pid]
-    for member in members:
-        members += [child for child, parent in parents.items()
-                    if parent == member]
-    return members
-
-
-def cpu_seconds(pid):
-    """Of the process, its living descendants, and children that ended."""
-    ticks = 0
-    for member in family(pid):
-        try:
-            ticks += sum(int(x) for x in stat_fields(member)[11:15])
-        except OSError:
-            pass
-    return ticks / TICK
-
-
-class Server:
-    """One kind of server.  A subclass says how it is started."""
-    name = None
-    program = None
-    settings = None
-    stamped = True
-
-    def __init__(self, build, folder, image):
-        self.build = build
-        self.folder = folder
-        self.image = image
-        self.pids = {}          # transport to pid
-        self.load = {}          # transport to nbdload's options
-        self.started = []
-
-    def executable(self):
-        return shutil.which(self.program)
-
-    def version(self):
-        return version_of(self.executable(), '--version')
-
-    def path(self, suffix):
-        return os.path.join(self.folder, f'{self.name}.{suffix}')
-
-    def spawn(self, *command):
-        log = open(self.path('log'), 'a')
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL,
-                                   stdout=log, stderr=log)
-        log.close()
-        self.started.append(process)
-        return process.pid
-
-    def serve(self, transport):
-        """Start the server on a transport, unless it is up."""
-        if transport in self.pids:
-            return
-        where = self.path('sock') if transport == 'unix' else free_port()
-        pid = self.start(transport, where)
-        self.load[transport] = (
-            ['--unix', where] if transport == 'unix'
-            else ['--tcp', f'127.0.0.1:{where}']) + ['--export', 'bench']
-        self.await_answer(transport, where)
-        self.pids[transport] = self.pid(pid)
-
-    def pid(self, pid):
-        return pid
-
-    def await_answer(self, transport, where):
-        for _ in range(100):
-            s = socket.socket(socket.AF_UNIX if transport == 'unix'
-                              else socket.AF_INET)
-            try:
-                s.connect(where if transport == 'unix'
-                          else ('127.0.0.1', where))
-                return
-            except OSError:
-                time.sleep(0.05)
-            finally:
-                s.close()
-        with open(self.path('log')) as log:
-            raise RuntimeError(f'{self.name} does not answer: '
-                               f'{log.read().strip()[-500:]}')
-
-    def stop(self):
-        for process in self.started:
-            process.terminate()
-        for process in self.started:
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-class CoaioNbd(Server):
-    name = 'coaio-nbd'
-
-    def __init__(self, build, folder, image):
-        super().__init__(build, folder, image)
-        self.threads = len(os.sched_getaffinity(0))
-        self.settings = f'--threads {self.threads}'
-
-    def executable(self):
-        path = os.path.join(self.build, 'nbd', 'coaio-nbd')
-        return path if os.access(path, os.X_OK) else None
-
-    def start(self, transport, where):
-        listen = (['--unix', where] if transport == 'unix'
-                  else ['--tcp', f'127.0.0.1:{where}'])
-        return self.spawn(self.executable(), *listen, '--export',
-                          f'bench={self.image}', '--threads',
-                          str(self.threads))
-
-
-class QemuNbd(Server):
-    name = 'qemu-nbd'
-    program = 'qemu-nbd'
-    aio = 'threads'
-    settings = 'raw, cache=writeback, aio=threads (its defaults)'
-
-    def start(self, transport, where):
-        listen = (['--socket', where] if transport == 'unix'
-                  else ['--bind', '127.0.0.1', '--port', str(where)])
-        return self.spawn(self.executable(), '--persistent', '--shared=0',
-                          '--format=raw', '--cache=writeback',
-                          f'--aio={self.aio}', '--export-name=bench', *listen,
-                          self.image)
-
-
-class QemuNbdUring(QemuNbd):
-    name = 'qemu-nbd-uring'
-    aio = 'io_uring'
-    settings = 'raw, cache=writeback, aio=io_uring'
-
-
-class Nbdkit(Server):
-    name = 'nbdkit'
-    program = 'nbdkit'
-    settings = 'file plugin, 16 threads a connection (its default)'
-
-    def start(self, transport, where):
-        listen = (['--unix', where] if transport == 'unix'
-                  else ['--ipaddr', '127.0.0.1', '--port', str(where)])
-        return self.spawn(self.executable(), '--foreground', *listen,
-                          'file', self.image)
-
-
-class NbdServer(Server):
-    name = 'nbd-server'
-    program = 'nbd-server'
-    splice = 'false'
-    settings = '4 threads, no splice (its defaults)'
-
-    def version(self):
-        return version_of(self.executable(), '-V')
-
-    def start(self, transport, where):
-        listen = (f'unixsock = {where}' if transport == 'unix' else
-                  f'listenaddr = 127.0.0.1\nport = {where}')
-        config = self.path(f'{transport}.conf')
-        with open(config, 'w') as file:
-            file.write(f'[generic]\n{listen}\n[bench]\n'
-                       f'exportname = {self.image}\n'
-                       f'splice = {self.splice}\n')
-        # It turns itself into a daemon, and says which.
-        self.pid_file = self.path(f'{transport}.pid')
-        return self.spawn(self.executable(), '-C', config, '-p',
-                          self.pid_file)
-
-    def pid(self, pid):
-        for _ in range(100):
-            try:
-                with open(self.pid_file) as file:
-                    return int(file.read())
-            except (OSError, ValueError):
-                time.sleep(0.05)
-        raise RuntimeError(f'{self.name} writes no pid file')
-
-    def stop(self):
-        super().stop()
-        for pid in self.pids.values():
-            try:
-                os.kill(pid, signal.SIGTERM)
-            except ProcessLookupError:
-                pass
-
-
-class NbdServerSplice(NbdServer):
-    name = 'nbd-server-splice'
-    splice = 'true'
-    settings = '4 threads, splice = true'
-
-
-class Loop(Server):
-    mode = None
-
-    def executable(self):
-        path = os.path.join(self.build, 'bench', 'nbd-loop')
-        return path if os.access(path, os.X_OK) else None
-
-    def version(self):
-        return 'own'
-
-    def source(self):
-        return self.image
-
-    def start(self, transport, where):
-        return self.spawn(self.executable(), self.mode, str(where),
-                          self.source())
-
-
-class BlockingLoop(Loop):
-    name = 'blocking-loop'
-    mode = 'blocking'
-    settings = 'one thread a connection, one request at a time'
-
-
-class Limit(Loop):
-    name = 'limit'
-    mode = 'limit'
-    stamped = False
-    settings = 'no disk; all requests that came answered at once'
-
-    def source(self):
-        return str(IMAGE_BYTES)
-
-
-KINDS = [CoaioNbd, QemuNbd, QemuNbdUring, Nbdkit, NbdServer, NbdServerSplice,
-         BlockingLoop, Limit]
-
-
-def fill(path):
+def fill(path, size):
     zeros = bytes(STRIDE - 8)
     with open(path, 'wb') as file:
-        for chunk in range(0, IMAGE_BYTES, 1 << 20):
+        for chunk in range(0, size, 1 << 20):
             file.write(b''.join(
                 struct.pack('>Q', offset) + zeros
                 for offset in range(chunk, chunk + (1 << 20), STRIDE)))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync(path):
+    handle = os.open(path, os.O_RDWR)
+    os.fsync(handle)
+    os.close(handle)
+
+
+def file_system(folder):
+    """The type of the file system that folder is on."""
+    best, kind = '', 'unknown'
+    with open('/proc/self/mounts') as file:
+        for line in file:
+            _, where, what = line.split()[:3]
+            inside = os.path.join(os.path.realpath(folder), '').startswith(
+                os.path.join(where, ''))
+            if inside and len(where) >= len(best):
+                best, kind = where, what
+    return kind
+
+
+def why_no_direct(path):
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))
+    except OSError as error:
+        return f'the file system refuses it: {error.strerror}'
+    return None
+
+
+def count_of(trace):
+    """All calls of the table that strace -c has written, or None."""
+    for line in reversed(trace.splitlines()):
+        fields = line.split()
+        if fields and fields[-1] == 'total':
+            return int(fields[3])
+    return None
 
 
 class Servers:
@@ -330,77 +188,205 @@ class Servers:
     def __init__(self, build, only, quick):
         self.build = build
         self.quick = quick
-        self.cases = [case for case in CASES if only.search(case.name)]
+        self.cases = [case for case in CASES if only.search(case.name)
+                      and not (quick and case.secondary)]
         self.folder = None
-        self.image = None
-        self.servers = []
-        self.missing = []
+        self.images = {}        # medium to path
+        self.made = []          # files to be removed
+        self.servers = {}       # (name, medium) to Server
+        self.missing = set()
+        self.skipped = list(CANNOT) if self.cases else []
         self.about = {}
         self.results = {}
+        self.calls = {}
         self.failures = []
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        for server in self.servers:
+        for server in self.servers.values():
             server.stop()
-        if self.image:
-            os.unlink(self.image)
+        for path in self.made:
+            os.unlink(path)
         if self.folder:
             shutil.rmtree(self.folder)
 
+    def make_image(self, folder, size):
+        handle, path = tempfile.mkstemp(prefix='coaio-bench-', dir=folder)
+        os.close(handle)
+        self.made.append(path)
+        fill(path, size)
+        return path
+
+    def make_disk(self):
+        """An image on a disk, or a reason in `skipped`."""
+        for folder in ('/var/tmp', os.path.realpath(self.build)):
+            kind = file_system(folder)
+            if kind not in ('tmpfs', 'ramfs') and os.access(folder, os.W_OK):
+                break
+        else:
+            self.skipped.append('disk and O_DIRECT: neither /var/tmp nor the '
+                                'build is on a disk')
+            return
+        path = self.make_image(folder, SMALL_BYTES)
+        self.images['disk'] = path
+        self.about['disk'] = {'version': kind, 'settings': f'below {folder}'}
+        why = why_no_direct(path)
+        if why:
+            self.skipped.append(f'O_DIRECT: {why}')
+        else:
+            # Its own: direct writes take the other's pages out of the cache.
+            self.images['direct'] = self.make_image(folder, SMALL_BYTES)
+
     def prepare(self):
         shm = '/dev/shm' if os.path.isdir('/dev/shm') else None
+        media = {case.medium for case in self.cases}
         self.folder = tempfile.mkdtemp(prefix='coaio-bench-')
-        handle, self.image = tempfile.mkstemp(prefix='coaio-bench-', dir=shm)
-        os.close(handle)
-        fill(self.image)
+        if 'file' in media:
+            self.images['file'] = self.make_image(shm, IMAGE_BYTES)
+        if media & {'disk', 'direct'}:
+            self.make_disk()
+        self.cases = [case for case in self.cases
+                      if case.medium in ('memory', 'null', *self.images)]
+        if any(c.copies for c in self.cases) and not shutil.which('nbdcopy'):
+            self.skipped.append('nbdcopy: not installed')
+            self.cases = [case for case in self.cases if not case.copies]
+        wanted = {(name, case.medium) for case in self.cases
+                  for name in case.servers}
         for kind in KINDS:
-            server = kind(self.build, self.folder, self.image)
-            if not server.executable():
-                self.missing.append(server.name)
-                continue
-            self.servers.append(server)
-            self.about[server.name] = {'version': server.version(),
-                                       'settings': server.settings}
+            for medium in kind.media:
+                if (kind.name, medium) in wanted:
+                    self.add(kind, medium)
 
-    def measure(self, server, case):
-        server.serve(case.transport)
-        pid = server.pids[case.transport]
-        seconds, warmup = ('0.5', '0.1') if self.quick else ('1.5', '0.3')
+    def add(self, kind, medium):
+        size = IMAGE_BYTES if medium == 'file' else SMALL_BYTES
+        server = kind(self.build, self.folder, medium,
+                      self.images.get(medium), size)
+        if not server.executable():
+            self.missing.add(kind.name)
+            return
+        self.servers[kind.name, medium] = server
+        self.about.setdefault(kind.name, {'version': server.version(),
+                                          'settings': server.settings})
+
+    def present(self, case):
+        return [self.servers[name, case.medium] for name in case.servers
+                if (name, case.medium) in self.servers]
+
+    def nbdload(self, server, case, *options):
         command = [os.path.join(self.build, 'bench', 'nbdload'),
-                   *server.load[case.transport], *case.load,
-                   '--seconds', seconds, '--warmup', warmup]
-        if server.stamped:
+                   *server.load[case.transport], *options]
+        if server.stamped and case.medium != 'null':
             command.append('--stamped')
-        before = cpu_seconds(pid)
         done = subprocess.run(command, capture_output=True, text=True,
                               timeout=120)
         if done.returncode:
             raise RuntimeError(done.stderr.strip())
-        time.sleep(0.05)        # a child for the connection ends
-        cpu = cpu_seconds(pid) - before
-        answer = json.loads(done.stdout)
+        return json.loads(done.stdout)
+
+    def serve(self, server, case):
+        if server.serve(case.transport) and case.medium == 'memory':
+            self.nbdload(server, case, '--op', 'write', '--size', '131072',
+                         '--pattern', 'sequential', '--requests',
+                         str(server.size // 131072))
+
+    def load(self, server, case):
+        seconds, warmup = ('0.15', '0.05') if self.quick else ('0.3', '0.1')
+        answer = self.nbdload(server, case, *case.load, '--seconds', seconds,
+                              '--warmup', warmup)
         latency = answer['latency_us']
-        return {
+        return answer['total_requests'], {
             'per_second': answer['per_second'],
             'mb_per_second': answer['mb_per_second'],
-            'cpu_per_million': cpu / answer['total_requests'] * 1e6,
-            'p50': latency['p50'], 'p99': latency['p99'],
-            'p99.9': latency['p99.9'], 'max': latency['max'],
-            'mean': latency['mean'],
+            'client_cpu_per_million': answer['client']['cpu_seconds']
+            / answer['total_requests'] * 1e6,
+            **{name: latency[name]
+               for name in ('p50', 'p99', 'p99.9', 'max', 'mean')},
         }
+
+    def copy(self, server, case):
+        uri = server.uri[case.transport]
+        ends = ([uri, 'null:'] if case.load == ['from']
+                else [server.image, uri])
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        begin = time.monotonic()
+        done = subprocess.run(['nbdcopy', *ends], capture_output=True,
+                              text=True, timeout=120)
+        seconds = time.monotonic() - begin
+        now = resource.getrusage(resource.RUSAGE_CHILDREN)
+        if done.returncode:
+            raise RuntimeError(done.stderr.strip())
+        requests = server.size / STRIDE
+        return requests, {
+            'per_second': requests / seconds,
+            'mb_per_second': server.size / 1e6 / seconds,
+            'client_cpu_per_million': (now.ru_utime + now.ru_stime
+                                       - used.ru_utime - used.ru_stime)
+            / requests * 1e6,
+        }
+
+    def measure(self, server, case):
+        self.serve(server, case)
+        pid = server.pids[case.transport]
+        before = cpu_seconds(pid)
+        requests, result = (self.copy if case.copies else self.load)(server,
+                                                                     case)
+        time.sleep(0.03)        # a child for the connection ends
+        cpu = cpu_seconds(pid) - before
+        result['cpu_per_million'] = cpu / requests * 1e6
+        if case.medium == 'disk' and 'write' in case.load:
+            sync(server.image)  # not while the next one is measured
+        return result
+
+    def trace(self, server, case):
+        """System calls of the server for each request."""
+        self.serve(server, case)
+        table = server.path('strace')
+        tracer = subprocess.Popen(
+            ['strace', '-f', '-c', '-o', table, '-p',
+             str(server.pids[case.transport])],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, text=True)
+        try:
+            line = tracer.stderr.readline()     # once it is attached
+            if 'attached' not in line:
+                raise RuntimeError(f'strace: {line.strip()}')
+            self.nbdload(server, case, *case.load, '--requests',
+                         str(TRACED_REQUESTS))
+            time.sleep(0.05)
+        finally:
+            tracer.send_signal(signal.SIGINT)
+            tracer.communicate(timeout=30)
+        with open(table) as file:
+            return count_of(file.read()) / TRACED_REQUESTS
+
+    def count_calls(self, progress):
+        """After all rounds: nothing is measured any more."""
+        for case in [case for case in self.cases if case.calls]:
+            if not shutil.which('strace'):
+                self.skipped.append('system calls: strace is not installed')
+                return
+            for server in self.present(case):
+                progress(f'system calls: {case.name}: {server.name}')
+                try:
+                    self.calls.setdefault(case.name, {})[server.name] = (
+                        self.trace(server, case))
+                except (RuntimeError, OSError, ValueError, TypeError,
+                        subprocess.TimeoutExpired) as error:
+                    self.skipped.append(f'system calls: {server.name}, '
+                                        f'{case.name}: {error}')
 
     def round(self, number, progress):
         if not self.cases:
             return
         if not self.folder:
-            progress('filling the image')
+            progress('filling the images')
             self.prepare()
         for case in self.cases:
-            for i in range(len(self.servers)):
-                server = self.servers[(i + number) % len(self.servers)]
+            servers = self.present(case)
+            for i in range(len(servers)):
+                server = servers[(i + number) % len(servers)]
                 progress(f'round {number + 1}: {case.name}: {server.name}')
                 try:
                     result = self.measure(server, case)
@@ -424,8 +410,12 @@ class Servers:
                         'min': min(values), 'max': max(values),
                         'median': statistics.median(values),
                         'rounds': values}
+                calls = self.calls.get(case.name, {}).get(name)
+                if calls is not None:
+                    rivals[name]['calls'] = {'median': calls}
             rows[case.name] = {
                 'title': case.title, 'load': ' '.join(case.load),
-                'transport': case.transport, 'rivals': rivals,
-                'not_installed': self.missing}
+                'transport': case.transport, 'medium': case.medium,
+                'rivals': rivals,
+                'not_installed': sorted(self.missing & set(case.servers))}
         return rows

@@ -1,10 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * nbd_loop.c: two NBD servers of the simplest kind, as yardsticks.
+ * nbd_loop.c: NBD servers of the simplest kind, as yardsticks.
  *
  *     nbd_loop blocking SOCKET IMAGE     the blocking loop: one thread for each
  *                                        connection receives one request, calls
  *                                        pread or pwrite, sends one reply
+ *     nbd_loop batching SOCKET IMAGE     receives as many requests as have
+ *                                        arrived, calls pread or pwrite for
+ *                                        each, answers them with one sendmsg():
+ *                                        the bound for who calls once a request
  *     nbd_loop limit SOCKET SIZE         no disk: receives as many requests as
  *                                        have arrived and answers them with one
  *                                        sendmsg() out of one buffer
@@ -30,11 +34,18 @@
 
 #include "../nbd_wire.h"
 
-enum { MAX_PAYLOAD = 32 << 20, BATCH = 512, INPUT_BYTES = 1 << 20 };
+enum {
+    MAX_PAYLOAD = 32 << 20,
+    BATCH = 512,
+    BATCH_PAYLOAD = 512 << 10,  /* then a batch leaves */
+    INPUT_BYTES = 1 << 20,
+};
+
+enum { MODE_BLOCKING, MODE_BATCHING, MODE_LIMIT };
 
 static struct {
-    bool blocking;
-    int file;
+    int mode;
+    int file;           /* not for the limit */
     uint64_t size;
 } server;
 
@@ -167,6 +178,7 @@ typedef struct Batch {
     unsigned iov_count;
     unsigned count;
     size_t total;
+    size_t used;        /* bytes of the payload buffer; stays 0 at the limit */
 } Batch;
 
 static bool batch_flush(int fd, Batch *b)
@@ -174,7 +186,7 @@ static bool batch_flush(int fd, Batch *b)
     bool good = send_all(fd, b->iov, b->iov_count, b->total);
 
     b->iov_count = b->count = 0;
-    b->total = 0;
+    b->total = b->used = 0;
     return good;
 }
 
@@ -182,6 +194,29 @@ static void batch_add(Batch *b, void *base, size_t length)
 {
     b->iov[b->iov_count++] = (struct iovec){base, length};
     b->total += length;
+}
+
+/* Reads or writes what the request wants, and queues its reply. */
+static bool answer(Batch *b, const uint8_t *request, uint8_t *payload)
+{
+    bool reads = nbd_get16(request + 6) == NBD_CMD_READ;
+    off_t offset = (off_t)nbd_get64(request + 16);
+    size_t length = nbd_get32(request + 24);
+    ssize_t n = (ssize_t)length;
+
+    payload += b->used;
+    if (server.mode == MODE_BATCHING && reads) {
+        n = pread(server.file, payload, length, offset);
+        b->used += length;
+    } else if (server.mode == MODE_BATCHING) {
+        n = pwrite(server.file, request + REQUEST_BYTES, length, offset);
+    }
+    put_reply(b->replies[b->count], request, true);
+    batch_add(b, b->replies[b->count++], SIMPLE_BYTES);
+    if (reads) {
+        batch_add(b, payload, length);
+    }
+    return n == (ssize_t)length;
 }
 
 /* Returns the bytes taken, or -1 when the connection is over. */
@@ -203,19 +238,18 @@ static ssize_t answer_all(int fd, Batch *b, const uint8_t *input, size_t have,
             break;
         }
         at += REQUEST_BYTES + extra;
-        put_reply(b->replies[b->count], request, true);
-        batch_add(b, b->replies[b->count++], SIMPLE_BYTES);
-        if (command == NBD_CMD_READ) {
-            batch_add(b, payload, length);
+        if (b->used + length > BATCH_PAYLOAD && !batch_flush(fd, b)) {
+            return -1;
         }
-        if (b->count == BATCH && !batch_flush(fd, b)) {
+        if (!answer(b, request, payload)
+            || (b->count == BATCH && !batch_flush(fd, b))) {
             return -1;
         }
     }
     return batch_flush(fd, b) ? (ssize_t)at : -1;
 }
 
-static void serve_limit(int fd, uint8_t *payload)
+static void serve_batches(int fd, uint8_t *payload)
 {
     Batch *batch = calloc(1, sizeof(*batch));
     uint8_t *input = malloc(INPUT_BYTES);
@@ -247,10 +281,10 @@ static void *serve(void *opaque)
     /* Refused on a UNIX socket, which has no such delay. */
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
     if (payload && handshake(fd)) {
-        if (server.blocking) {
+        if (server.mode == MODE_BLOCKING) {
             serve_blocking(fd, payload);
         } else {
-            serve_limit(fd, payload);
+            serve_batches(fd, payload);
         }
     }
     free(payload);
@@ -284,17 +318,20 @@ static int listen_on(const char *where)
 
 int main(int argc, char **argv)
 {
+    static const char *const modes[] = {"blocking", "batching", "limit"};
     struct stat status;
     int listener;
 
-    if (argc != 4
-        || (strcmp(argv[1], "blocking") && strcmp(argv[1], "limit"))) {
-        fprintf(stderr, "Usage: %s blocking SOCKET IMAGE\n"
+    while (argc == 4 && server.mode <= MODE_LIMIT
+           && strcmp(argv[1], modes[server.mode])) {
+        server.mode++;
+    }
+    if (argc != 4 || server.mode > MODE_LIMIT) {
+        fprintf(stderr, "Usage: %s blocking|batching SOCKET IMAGE\n"
                 "       %s limit SOCKET SIZE\n", argv[0], argv[0]);
         return 2;
     }
-    server.blocking = !strcmp(argv[1], "blocking");
-    if (server.blocking) {
+    if (server.mode != MODE_LIMIT) {
         server.file = open(argv[3], O_RDWR | O_CLOEXEC);
         if (server.file < 0 || fstat(server.file, &status)) {
             die(argv[3]);
