@@ -43,6 +43,12 @@ enum {
 
 typedef struct ExportOps {
     void (*close)(Export *export);
+    /* Where the bytes of the range lie, for a reply to be sent from there:
+     * they stay as long as the export does, and what overlapping writes and
+     * trims do to them meanwhile is what they may do to a read.  NULL where
+     * they lie in no such place; and in place of the function, where they
+     * never do. */
+    const void *(*lend)(Export *export, uint32_t length, uint64_t offset);
     int coroutine_fn (*read)(Export *export, BufferCache *buffers, void *data,
                              uint32_t length, uint64_t offset);
     int coroutine_fn (*write)(Export *export, BufferCache *buffers,

@@ -5,7 +5,8 @@
  *
  * The mapping is divided into chunks of 64 KiB, with one bit each that says
  * "may hold something else than zeroes".  Reads of a chunk without it do not
- * touch the mapping, so they allocate nothing; trimming gives pages back and
+ * touch the mapping, so they allocate nothing; replies to others leave from the
+ * mapping, without a copy; trimming gives pages back and
  * takes the bit away from chunks that are covered wholly.
  *
  * INVARIANT
@@ -212,6 +213,25 @@ static void punch(MemoryExport *m, size_t length, uint64_t offset)
     }
 }
 
+/*
+ * Only from chunks that are in use: a read of the others must not touch the
+ * mapping.  If a trim takes them out of use before the reply is sent, the
+ * bytes are zeroes, as after the trim.
+ */
+static const void *memory_lend(Export *export, uint32_t length,
+                               uint64_t offset)
+{
+    MemoryExport *m = memory_of(export);
+    uint64_t last = (offset + length - 1) >> CHUNK_SHIFT;
+
+    for (uint64_t chunk = offset >> CHUNK_SHIFT; chunk <= last; chunk++) {
+        if (!chunk_is_used(m, chunk)) {
+            return NULL;
+        }
+    }
+    return m->data + offset;
+}
+
 static int coroutine_fn memory_read(Export *export, BufferCache *buffers,
                                     void *data, uint32_t length,
                                     uint64_t offset)
@@ -301,6 +321,7 @@ static int coroutine_fn memory_extents(Export *export, uint32_t length,
 
 static const ExportOps memory_ops = {
     .close = memory_close,
+    .lend = memory_lend,
     .read = memory_read,
     .write = memory_write,
     .trim = memory_trim,

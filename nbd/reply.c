@@ -278,7 +278,10 @@ void reply_status(Request *req, uint32_t error, const char *text)
 
 void reply_data(Request *req)
 {
-    req->payload = req->buffer;
+    if (req->buffer) {
+        req->payload = req->buffer;
+    }
+    assert(req->payload);
     req->payload_length = req->length;
     if (req->conn->structured) {
         structured_header(req, NBD_REPLY_TYPE_OFFSET_DATA, 8 + req->length);

@@ -151,6 +151,16 @@ uint32_t request_check(const Request *req, const char **why)
     return check_range(req, why);
 }
 
+bool request_borrow(Request *req)
+{
+    Export *export = req->conn->export;
+
+    if (req->type == NBD_CMD_READ && req->length > 0 && export->ops->lend) {
+        req->payload = export->ops->lend(export, req->length, req->offset);
+    }
+    return req->payload != NULL;
+}
+
 size_t request_buffer_size(const Request *req)
 {
     switch (req->type) {

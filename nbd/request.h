@@ -36,7 +36,7 @@ struct Request {
     uint8_t header[REPLY_HEADER_MAX];
     uint32_t header_length;
     uint32_t payload_length;
-    const void *payload;  /* buffer, or static text */
+    const void *payload;  /* buffer, static text, or what the export lent */
 };
 
 /**
@@ -67,6 +67,12 @@ uint32_t request_check(const Request *req, const char **why);
 void request_log(const Request *req, LogLevel level, const char *why);
 
 /**
+ * Whether it is a READ that needs no buffer, as the export lends the bytes;
+ * then payload is where they are, and reply_data() is all that is left to do.
+ */
+bool request_borrow(Request *req);
+
+/**
  * The size of the buffer that the request needs, for whatever direction.
  */
 size_t request_buffer_size(const Request *req);
@@ -88,7 +94,7 @@ void coroutine_fn request_start(Request *req);
 void reply_status(Request *req, uint32_t error, const char *text);
 
 /**
- * Answer a READ whose data is in the buffer.
+ * Answer a READ whose data is in the buffer, or borrowed.
  */
 void reply_data(Request *req);
 

@@ -45,7 +45,7 @@ static uint32_t coroutine_fn provide(Connection *conn, Request *req,
                                      const char **why)
 {
     uint32_t error = request_check(req, why);
-    size_t size = error ? 0 : request_buffer_size(req);
+    size_t size = error || request_borrow(req) ? 0 : request_buffer_size(req);
 
     req->capacity = size ? buffer_capacity(size) : 0;
     admit(conn, req, REQUEST_COST + req->capacity);
@@ -98,6 +98,8 @@ static bool coroutine_fn take_request(Connection *conn, const uint8_t *header)
     if (error) {
         request_log(req, LOG_LEVEL_INFO, why);
         reply_status(req, error, why);
+    } else if (req->payload) {
+        reply_data(req);
     } else {
         request_start(req);
     }

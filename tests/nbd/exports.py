@@ -139,6 +139,45 @@ def memory_gives_back_what_is_trimmed(box):
 
 
 @case
+def memory_that_was_not_written_lies_beside_what_was(box):
+    """Replies leave from the memory itself where all of it is in use."""
+    server = box.server("disk=memory:1M")
+    client = open_ready(box, server)
+    expected = bytearray(MIB)
+    for at, length in (64 * KIB, 64 * KIB), (200 * KIB, 3), (MIB - 1, 1):
+        expected[at:at + length] = pattern(length, at)
+        eq(client.write(at, pattern(length, at)), nbd.OK, "WRITE")
+    for structured in False, True:
+        with nbd.Client(server.address()) as reader:
+            reader.ready(structured=structured)
+            for at in 0, 1, 64 * KIB - 1, 64 * KIB, 128 * KIB - 1, 200 * KIB:
+                for length in 1, 2, 4096, 64 * KIB, 65 * KIB, 192 * KIB:
+                    eq(reader.read(at, length), bytes(expected[at:at + length]),
+                       f"{length} bytes at {at}")
+            eq(reader.read(0, MIB), bytes(expected), "all")
+
+
+@case
+def reads_of_memory_need_no_memory(box):
+    """A client that takes no replies holds no copies of what it asked for."""
+    if is_instrumented():
+        raise Skip("the memory of an instrumented server says nothing")
+    server = box.server("disk=memory:4M")
+    client = open_ready(box, server)
+    eq(client.write(0, pattern(4 * MIB)), nbd.OK, "WRITE")
+    before = server.rss()
+    posted = [client.post(nbd.CMD_READ, 0, 4 * MIB) for _ in range(15)]
+    eq(open_ready(box, server).read(MIB, 8), pattern(4 * MIB)[MIB:MIB + 8],
+       "data of another client")
+    for cookie in posted:
+        reply = client.reply()
+        eq(reply.cookie, cookie, "cookie")
+        eq(reply.data, pattern(4 * MIB), "data")
+    grown = server.rss() - before
+    assert grown < 4 * MIB, f"{grown // KIB} KiB more in use"
+
+
+@case
 def memory_is_shared_by_all_connections(box):
     server = box.server("disk=memory:1M")
     clients = [open_ready(box, server) for _ in range(8)]
@@ -155,6 +194,8 @@ def null_reads_zeroes_and_forgets_writes(box):
     eq(client.write(0, pattern(MIB)), nbd.OK, "WRITE")
     eq(client.read(0, MIB), bytes(MIB), "data")
     eq(client.read(client.size - MIB, MIB), bytes(MIB), "data")
+    for length in 1, 128 * KIB, 128 * KIB + 1:
+        eq(client.read(4096, length), bytes(length), f"{length} bytes")
     eq(client.call(nbd.CMD_READ, client.size, 1).error, nbd.EINVAL, "READ")
     eq(client.flush(), nbd.OK, "FLUSH")
 
