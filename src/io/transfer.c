@@ -3,11 +3,13 @@
  * Transfers over descriptors that have readiness: try, and where that would
  * block, wait until the descriptor is ready and try again.
  *
- * The first try is made at once unless somebody waits already.  All further
- * ones are made with the turn, under the lock of the side, where co_close()
- * cannot come in between (INVARIANTS 1 of registry.c); they do not block, so
- * the lock is held for the time of one system call, and only another one who
- * would wait for the same direction, or co_close(), waits for it.
+ * The first try is made at once unless somebody waits already; if it would
+ * block, the descriptor is watched without another, since what has come in
+ * between is reported at once.  All further tries are made with the turn, under
+ * the lock of the side, where co_close() cannot come in between (INVARIANTS 1
+ * of registry.c); they do not block, so the lock is held for the time of one
+ * system call, and only another one who would wait for the same direction, or
+ * co_close(), waits for it.
  *
  * Some descriptors are ready and would block all the same (a datagram socket
  * whose peer's queue is full, a file that another process reads from): after a
@@ -69,10 +71,12 @@ static ssize_t transfer_blocking(IoCall *call)
     }
 }
 
-/* The result, or -EAGAIN: then wait has begun, or *ready. */
-static ssize_t try_or_wait_locked(IoCall *call, FdWait *wait, bool *ready)
+/* The result, or -EAGAIN: then wait has begun, or *ready.  tried: that it
+ * would block was found out before. */
+static ssize_t try_or_wait_locked(IoCall *call, FdWait *wait, bool tried,
+                                  bool *ready)
 {
-    ssize_t result = attempt(call);
+    ssize_t result = tried ? -EAGAIN : attempt(call);
     int events;
 
     if (result != -EAGAIN) {
@@ -88,13 +92,13 @@ static ssize_t try_or_wait_locked(IoCall *call, FdWait *wait, bool *ready)
 }
 
 static ssize_t try_or_wait(IoCall *call, IoTurn *turn, FdWait *wait,
-                           bool *ready)
+                           bool tried, bool *ready)
 {
     ssize_t result = -ECANCELED;
 
     os_mutex_lock(&turn->side->lock);
     if (!io_fd_stale(turn->entry, turn->generation)) {
-        result = try_or_wait_locked(call, wait, ready);
+        result = try_or_wait_locked(call, wait, tried, ready);
     }
     os_mutex_unlock(&turn->side->lock);
     return result;
@@ -110,7 +114,8 @@ static int coroutine_fn pause_after(unsigned in_vain)
     return co_sleep_ns((int64_t)PAUSE_NS << doublings);
 }
 
-static ssize_t coroutine_fn transfer_with_turn(IoCall *call, IoTurn *turn)
+static ssize_t coroutine_fn transfer_with_turn(IoCall *call, IoTurn *turn,
+                                               bool tried)
 {
     unsigned in_vain = 0;
     FdWait wait;
@@ -119,10 +124,11 @@ static ssize_t coroutine_fn transfer_with_turn(IoCall *call, IoTurn *turn)
     int error;
 
     for (;;) {
-        result = try_or_wait(call, turn, &wait, &ready);
+        result = try_or_wait(call, turn, &wait, tried, &ready);
         if (result != -EAGAIN) {
             return result;
         }
+        tried = false;
         in_vain = call->progress ? 0 : in_vain + 1;
         call->progress = false;
         error = ready ? 0 : fd_wait_park(&wait, -1);
@@ -150,7 +156,7 @@ static ssize_t coroutine_fn transfer_in_worker(IoCall *call, IoTurn *turn)
     return result;
 }
 
-static NOINLINE ssize_t coroutine_fn transfer_slow(IoCall *call)
+static NOINLINE ssize_t coroutine_fn transfer_slow(IoCall *call, bool tried)
 {
     IoFd *entry;
     IoTurn turn;
@@ -167,7 +173,7 @@ static NOINLINE ssize_t coroutine_fn transfer_slow(IoCall *call)
     if (result < 0) {
         return result;
     }
-    result = transfer_with_turn(call, &turn);
+    result = transfer_with_turn(call, &turn, tried);
     if (result == IO_NEEDS_WORKER) {
         result = transfer_in_worker(call, &turn);
     }
@@ -178,7 +184,7 @@ static NOINLINE ssize_t coroutine_fn transfer_slow(IoCall *call)
 ssize_t io_transfer(IoCall *call)
 {
     const IoFd *entry = io_fd_find(call->fd);
-    ssize_t result;
+    ssize_t result = IO_NEEDS_WORKER;
 
     if (!entry || !load_acquire(&entry->sides[call->direction].held)) {
         result = attempt(call);
@@ -186,5 +192,5 @@ ssize_t io_transfer(IoCall *call)
             return result;
         }
     }
-    return transfer_slow(call);
+    return transfer_slow(call, result == -EAGAIN);
 }
