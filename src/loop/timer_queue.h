@@ -45,6 +45,7 @@
 #define COAIO_LOOP_TIMER_QUEUE_H
 
 #include "base/compiler.h"
+#include "base/explore.h"
 
 #include <coaio/timer.h>
 #include <stdbool.h>
@@ -105,10 +106,11 @@ static inline void timer_list_remove(AioTimer *timer)
 
 /*
  * With fewer bits the lists of a queue take less memory, with more a timer
- * moves less often: these are 13 KiB.
+ * moves less often: these are 13 KiB.  An explorer restores them for each
+ * schedule.
  */
 enum {
-    TIMER_DIGIT_BITS = 5,
+    TIMER_DIGIT_BITS = SCALED(5, 2),
     TIMER_DIGITS = 1 << TIMER_DIGIT_BITS,
     TIMER_LEVELS = (64 + TIMER_DIGIT_BITS - 1) / TIMER_DIGIT_BITS,
 };
