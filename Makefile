@@ -9,7 +9,8 @@ JOBS ?= $(shell nproc)
 IMAGE ?=
 export PREFIX DESTDIR IMAGE SOCKET TCP JOBS
 
-.PHONY: build serve test test-quick test-matrix explore soak fuzz bench install
+.PHONY: build serve test test-quick test-matrix explore soak fuzz bench
+.PHONY: bench-plots install
 .PHONY: format clean help
 
 build: ## build the library and coaio-nbd (default)
@@ -48,6 +49,13 @@ bench: ## compare with the rivals; writes build/bench/results.json
 	@scripts/configure build/bench/tree -Dbench=true -Dtests=false
 	@ninja -j$(JOBS) -C build/bench/tree
 	@bench/run build/bench/tree build/bench
+
+bench-plots: ## measure how costs grow, and draw docs/plots
+	@scripts/install-deps build bench plots
+	@scripts/configure build/bench/tree -Dbench=true -Dtests=false
+	@ninja -j$(JOBS) -C build/bench/tree
+	@bench/scale build/bench/tree docs/plots/scale.json
+	@bench/plot docs/plots/scale.json docs/plots
 
 install: build ## install below PREFIX (DESTDIR is put in front)
 	@scripts/install $(BUILD)

@@ -20,7 +20,7 @@
  * core and switches least: while it works through one receive, replies pile
  * up and the next receive brings more of them.  A thread for each connection
  * would take the server's core away and batch less.  With one connection the
- * thread sleeps in recv() itself; only with several does it need poll().
+ * thread sleeps in recv() itself; only with several does it need epoll.
  *
  * LATENCY is the time from just before the sendmsg() that carried the request
  * to the return of the recv() that brought the last byte of its reply.  One
@@ -36,12 +36,12 @@
 #include <getopt.h>
 #include <inttypes.h>
 #include <limits.h>
-#include <poll.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/time.h>
@@ -55,7 +55,8 @@
 
 enum {
     MAX_DEPTH = 4096,
-    MAX_CONNECTIONS = 256,
+    MAX_CONNECTIONS = 16384,
+    MAX_EVENTS = 256,
     MAX_SIZE = 32 << 20,
     RECEIVE_BYTES = 256 << 10,
     STAMP_STRIDE = 4096,
@@ -110,6 +111,7 @@ typedef struct Connection {
     unsigned iov_first;
     unsigned iov_end;
     size_t unsent;
+    uint32_t watched;       /* EPOLL..., what the kernel was told */
 
     /* The reply being received. */
     int stage;
@@ -132,6 +134,7 @@ static struct {
     uint64_t sends;
     uint64_t receives;
     uint64_t polls;
+    int epoll_fd;
     bool stopping;
     bool measuring;
     Histogram latency;      /* of the requests that ended while measuring */
@@ -532,37 +535,50 @@ static uint64_t receive(Connection *c, int flags)
 
 /* The run */
 
-static void wait_for_sockets(Connection *all, struct pollfd *fds)
+/* Have epoll report what c waits for, if it does not yet. */
+static void watch(Connection *c)
 {
-    unsigned count = load.options.connections;
+    struct epoll_event event = {
+        .events = EPOLLIN | (c->unsent ? EPOLLOUT : 0),
+        .data.ptr = c,
+    };
 
-    for (unsigned i = 0; i < count; i++) {
-        fds[i].fd = all[i].fd;
-        fds[i].events = (short)(POLLIN | (all[i].unsent ? POLLOUT : 0));
-        fds[i].revents = 0;
+    if (event.events == c->watched) {
+        return;
     }
-    load.polls++;
-    if (poll(fds, count, SILENCE_SECONDS * 1000) == 0) {
-        die("the server was silent for %d seconds", SILENCE_SECONDS);
+    if (epoll_ctl(load.epoll_fd, c->watched ? EPOLL_CTL_MOD : EPOLL_CTL_ADD,
+                  c->fd, &event)) {
+        die("epoll_ctl: %s", strerror(errno));
     }
+    c->watched = event.events;
 }
 
-static uint64_t turn(Connection *all, struct pollfd *fds, uint64_t now)
+static uint64_t turn(Connection *all, uint64_t now)
 {
+    struct epoll_event events[MAX_EVENTS];
+    int n;
+
     if (load.options.connections == 1 && !all->unsent) {
         now = receive(all, 0);
         issue_batch(all, now);
         return now;
     }
-    wait_for_sockets(all, fds);
-    for (unsigned i = 0; i < load.options.connections; i++) {
-        if (fds[i].revents & POLLOUT) {
-            flush(&all[i]);
+    load.polls++;
+    n = epoll_wait(load.epoll_fd, events, MAX_EVENTS, SILENCE_SECONDS * 1000);
+    if (n == 0) {
+        die("the server was silent for %d seconds", SILENCE_SECONDS);
+    }
+    for (int i = 0; i < n; i++) {
+        Connection *c = events[i].data.ptr;
+
+        if (events[i].events & EPOLLOUT) {
+            flush(c);
         }
-        if (fds[i].revents & (POLLIN | POLLERR | POLLHUP)) {
-            now = receive(&all[i], MSG_DONTWAIT);
+        if (events[i].events & (EPOLLIN | EPOLLERR | EPOLLHUP)) {
+            now = receive(c, MSG_DONTWAIT);
         }
-        issue_batch(&all[i], now);
+        issue_batch(c, now);
+        watch(c);
     }
     return now;
 }
@@ -571,29 +587,28 @@ static uint64_t turn(Connection *all, struct pollfd *fds, uint64_t now)
 static uint64_t run(Connection *all)
 {
     const Options *o = &load.options;
-    struct pollfd *fds = allocate(o->connections, sizeof(*fds));
     uint64_t now = now_ns();
     uint64_t begin = now + (uint64_t)(o->warmup * 1e9);
     uint64_t end = begin + (uint64_t)(o->seconds * 1e9);
 
     for (unsigned i = 0; i < o->connections; i++) {
         issue_batch(&all[i], now);
+        watch(&all[i]);
     }
     while (!load.stopping) {
         if (!load.measuring && now >= begin) {
             load.measuring = true;
             begin = now;
         }
-        now = turn(all, fds, now);
+        now = turn(all, now);
         load.stopping = (!o->requests && now >= end)
                         || (o->requests && load.completed >= o->requests);
     }
     end = now;
     load.measuring = false;
     while (load.completed < load.issued) {
-        turn(all, fds, now);
+        turn(all, now);
     }
-    free(fds);
     return end - begin;
 }
 
@@ -787,13 +802,30 @@ static void parse_options(int argc, char **argv)
     }
 }
 
+/* Let the process have a descriptor for each connection. */
+static void allow_files(unsigned connections)
+{
+    struct rlimit limit;
+
+    getrlimit(RLIMIT_NOFILE, &limit);
+    if (limit.rlim_cur < connections + 16) {
+        limit.rlim_cur = limit.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
+}
+
 int main(int argc, char **argv)
 {
     Connection *all;
     uint64_t elapsed;
 
     parse_options(argc, argv);
+    allow_files(load.options.connections);
     load.buffer = allocate(1, RECEIVE_BYTES);
+    load.epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    if (load.epoll_fd < 0) {
+        die("epoll_create1: %s", strerror(errno));
+    }
     all = allocate(load.options.connections, sizeof(*all));
     for (unsigned i = 0; i < load.options.connections; i++) {
         open_connection(&all[i], i);
@@ -803,6 +835,7 @@ int main(int argc, char **argv)
         close_connection(&all[i]);
     }
     report(elapsed);
+    close(load.epoll_fd);
     free(all);
     free(load.buffer);
     free(load.options.host);
