@@ -292,7 +292,7 @@ class Servers:
                          str(server.size // 131072))
 
     def load(self, server, case):
-        seconds, warmup = ('0.15', '0.05') if self.quick else ('0.3', '0.1')
+        seconds, warmup = ('0.15', '0.05') if self.quick else ('0.25', '0.05')
         answer = self.nbdload(server, case, *case.load, '--seconds', seconds,
                               '--warmup', warmup)
         latency = answer['latency_us']
