@@ -111,7 +111,8 @@ switch_stack_call:
 
 /*
  * Where a new stack begins: rbx is the entry function.  There is no frame
- * above, and unwinders are told so.
+ * above, and unwinders are told so; who looks in the middle of the switch
+ * finds this address as a return address, and looks up what is before it.
  */
     .type   switch_entry, @function
     .p2align 4
@@ -119,6 +120,8 @@ switch_entry:
     .cfi_startproc
     .cfi_undefined rip
     .cfi_undefined rbp
+    nop
+.Lentry:
     LANDING
     xorl    %ebp, %ebp
     call    *%rbx
@@ -136,7 +139,7 @@ switch_init:
     LANDING
     leaq    (%rdi,%rsi), %rax
     andq    $-16, %rax
-    leaq    switch_entry(%rip), %rcx
+    leaq    .Lentry(%rip), %rcx
     subq    $56, %rax               /* ends aligned when all is popped */
     xorl    %esi, %esi
     movq    %rsi, 0(%rax)           /* r15 */
@@ -149,5 +152,18 @@ switch_init:
     ret
     .cfi_endproc
     .size   switch_init, . - switch_init
+
+/*
+ * Tells the linker that this file does its part, or all have it off.  Not so
+ * for shadow stacks (2): a switch leaves them behind.
+ */
+#if defined(__CET__) && (__CET__ & 1)
+    .section .note.gnu.property, "a", @note
+    .p2align 3
+    .long   4, 16, 5                /* sizes of name and content; the type */
+    .asciz  "GNU"
+    .long   0xc0000002, 4           /* the features that all files have */
+    .long   1, 0                    /* indirect branch tracking */
+#endif
 
     .section .note.GNU-stack, "", @progbits
