@@ -143,9 +143,3 @@ void buffer_put(BufferCache *cache, void *buffer, size_t capacity)
     class->count++;
     cache->idle_bytes += capacity;
 }
-
-void buffer_discard(void *buffer, size_t capacity)
-{
-    assert(capacity >= MAPPED_MIN);
-    madvise(buffer, capacity, MADV_DONTNEED);
-}

@@ -63,10 +63,4 @@ void *buffer_get(BufferCache *cache, size_t capacity);
  */
 void buffer_put(BufferCache *cache, void *buffer, size_t capacity);
 
-/**
- * Forget the contents of a buffer that stays in use, so that it takes up no
- * memory until it is written to.  Only for capacities of 64 KiB and more.
- */
-void buffer_discard(void *buffer, size_t capacity);
-
 #endif

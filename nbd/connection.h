@@ -77,8 +77,6 @@ typedef struct Input {
     size_t start, end;  /* the bytes; start <= end <= size */
     bool large;         /* data came from the cache */
     bool want_large;    /* to be changed when there is room to be made next */
-    bool waiting;       /* in a receive, with nothing in the buffer */
-    unsigned idle_sweeps; /* timer ticks since that began */
     unsigned quiet;     /* receives in a row that small would have held */
 } Input;
 
@@ -154,9 +152,6 @@ void connection_kill(Connection *conn);
 
 void input_init(Connection *conn);
 void input_clear(Connection *conn);
-
-/* The timer that takes memory from connections that are silent. */
-void input_sweep_init(ServerThread *thread);
 
 /**
  * Have at least n <= INPUT_SMALL bytes together.  Returns where they are: they

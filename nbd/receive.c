@@ -4,11 +4,11 @@
  *
  * A connection receives into a buffer of INPUT_SMALL bytes of its own.  A
  * client that streams small payloads, which a small buffer would cut into many
- * receives, is given one of INPUT_LARGE from the cache.  When it is silent, a
- * timer of the thread takes the memory away from under the buffer, so that
- * idle connections cost little, and busy ones no system call more.  Large
- * payloads go straight to where they belong, with the buffer behind them to
- * catch what follows.
+ * receives, is given one of INPUT_LARGE from the cache.  With that, a silent
+ * client is waited for by co_poll_fd(), and soon in vain: a receive would keep
+ * the buffer as long as it waits.  So idle connections cost little, and busy
+ * ones no system call more.  Large payloads go straight to where they belong,
+ * with the buffer behind them to catch what follows.
  *
  * INVARIANTS
  *
@@ -20,7 +20,9 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <poll.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/uio.h>
 
 #include <coaio/io.h>
@@ -32,8 +34,8 @@
 /* A large buffer goes back that was not needed so many times in a row... */
 #define LARGE_QUIET 64
 
-/* ... and the memory of one that waits for between one and two of these. */
-#define SWEEP_NS INT64_C(1000000000)
+/* ... and one whose client has been silent for so long. */
+#define SILENCE_NS INT64_C(1000000000)
 
 /* Payloads up to here are small: worth copying out of a large buffer. */
 #define SMALL_PAYLOAD ((size_t)32 << 10)
@@ -67,35 +69,6 @@ static void input_shrink(Connection *conn)
     in->quiet = 0;
 }
 
-/* In the I/O thread: see to those that wait with an empty large buffer. */
-static void sweep(void *opaque)
-{
-    ServerThread *thread = opaque;
-    bool any = false;
-
-    for (Connection *conn = thread->connections; conn; conn = conn->next) {
-        Input *in = &conn->in;
-
-        if (!in->large) {
-            continue;
-        }
-        any = true;
-        if (in->waiting && in->idle_sweeps++ == 1) {
-            buffer_discard(in->data, INPUT_LARGE);
-        }
-    }
-    if (any) {
-        aio_timer_mod_ns(&thread->sweep,
-                         aio_clock_ns(AIO_CLOCK_MONOTONIC) + SWEEP_NS);
-    }
-}
-
-void input_sweep_init(ServerThread *thread)
-{
-    aio_timer_init(&thread->sweep, thread->context, AIO_CLOCK_MONOTONIC, sweep,
-                   thread);
-}
-
 static void input_grow(Connection *conn)
 {
     Input *in = &conn->in;
@@ -112,10 +85,6 @@ static void input_grow(Connection *conn)
     in->end = length;
     in->large = true;
     in->quiet = 0;
-    if (!aio_timer_pending(&conn->thread->sweep)) {
-        aio_timer_mod_ns(&conn->thread->sweep,
-                         aio_clock_ns(AIO_CLOCK_MONOTONIC) + SWEEP_NS);
-    }
 }
 
 void input_clear(Connection *conn)
@@ -157,6 +126,31 @@ static void note_depth(Connection *conn)
     conn->taken = 0;
 }
 
+/* With a large buffer that is empty.  As co_recv(); but the buffer may be the
+ * small one afterwards. */
+static ssize_t coroutine_fn receive_large(Connection *conn)
+{
+    Input *in = &conn->in;
+    ssize_t got;
+    int ready;
+
+    do {
+        got = recv(conn->fd, in->data, in->size, MSG_DONTWAIT);
+        if (got >= 0) {
+            return got;
+        }
+        if (errno != EAGAIN && errno != EINTR) {
+            return -errno;
+        }
+        ready = co_poll_fd(conn->fd, POLLIN, SILENCE_NS);
+    } while (ready >= 0);
+    if (ready != -ETIMEDOUT) {
+        return ready;
+    }
+    input_shrink(conn);
+    return co_recv(conn->fd, in->data, in->size, 0);
+}
+
 /* The only place where a connection receives.  Returns bytes, or 0 when there
  * is nothing more to be had. */
 static size_t coroutine_fn receive(Connection *conn, struct iovec *iov, int n)
@@ -170,7 +164,9 @@ static size_t coroutine_fn receive(Connection *conn, struct iovec *iov, int n)
     note_depth(conn);
     conn->corked = false; /* invariant 1 */
     reply_flush(conn);
-    if (n == 1) {
+    if (conn->in.large && iov->iov_base == conn->in.data) {
+        got = receive_large(conn);
+    } else if (n == 1) {
         got = co_recv(conn->fd, iov->iov_base, iov->iov_len, 0);
     } else {
         got = co_recvmsg(conn->fd, &msg, 0);
@@ -193,10 +189,7 @@ static bool coroutine_fn input_fill(Connection *conn)
     input_prepare(conn);
     iov.iov_base = in->data + in->end;
     iov.iov_len = in->size - in->end;
-    in->waiting = in->end == 0;
-    in->idle_sweeps = 0;
     got = receive(conn, &iov, 1);
-    in->waiting = false;
     in->end += got;
     in->quiet = input_length(in) > sizeof(conn->small) ? 0 : in->quiet + 1;
     return got > 0;

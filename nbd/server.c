@@ -121,7 +121,6 @@ void server_thread_init(ServerThread *thread, Server *server,
     thread->server = server;
     thread->context = context;
     buffer_cache_init(&thread->buffers, context);
-    input_sweep_init(thread);
 }
 
 static bool start_threads(Server *server)
@@ -331,7 +330,6 @@ void server_stop(Server *server)
 void server_thread_clear(ServerThread *thread)
 {
     assert(!thread->connections);
-    aio_timer_del(&thread->sweep);
     buffer_cache_clear(&thread->buffers);
     while (thread->free_requests) {
         Request *req = thread->free_requests;

@@ -35,7 +35,6 @@ struct ServerThread {
     /* The I/O thread's own. */
     Connection *connections;
     BufferCache buffers;
-    AioTimer sweep;           /* receive.c */
     Request *free_requests;
     unsigned n_free_requests;
 };
