@@ -93,7 +93,8 @@ COAIO_API int coroutine_fn co_fallocate(int fd, int mode, off_t offset,
 /**
  * End every wait on fd, in all contexts, with -ECANCELED, then close(2) it.
  * A transfer that a worker has begun ends first.  A descriptor on which
- * coroutines have waited should be closed so.
+ * coroutines have waited should be closed so.  On io_uring a wait in another
+ * context lets the open file go there, in its next pass.
  *
  * A call that another thread begins at the same time may be too late: as with
  * close(2), it finds the number closed, or used for something else.

@@ -89,8 +89,8 @@ static ssize_t coroutine_fn transfer_by_engine(const FileCall *f,
         .iovcnt = t->iovcnt,
     };
 
-    if (t->offset < 0 || f->kind != OS_FILE_REGULAR || !io_may_submit() ||
-        !is_file_still(t->fd)) {
+    if (t->offset < 0 || f->kind != OS_FILE_REGULAR ||
+        !io_may_submit(request.call) || !is_file_still(t->fd)) {
         return IO_NEEDS_OTHER_WAY;
     }
     return io_submit(f->entry, &request, t->what);

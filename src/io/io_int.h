@@ -6,8 +6,8 @@
  *   co_read ... ──> io.c ──> socket.c ─┐
  *                     │                ├──> transfer.c (readiness)
  *                     ├────> stream.c ─┘       │
- *                     └────> file.c ───────────┴──> job.c (workers)
- *                               └──> submit.c (the engine itself)
+ *                     └────> file.c ───────────┼──> job.c (workers)
+ *                                              └──> submit.c (the engine)
  */
 #ifndef COAIO_IO_IO_INT_H
 #define COAIO_IO_IO_INT_H
@@ -32,6 +32,7 @@ typedef enum IoDirection {
 typedef struct IoSide {
     OsMutex lock;
     uint32_t held; /* atomic, written under lock: somebody has the turn */
+    uint32_t bets; /* atomic; a hint: so many first tries are not worth it */
     List waiters;  /* of IoTurn.link, in order of arrival; lock */
 } IoSide;
 
@@ -145,6 +146,13 @@ struct IoCall {
     ssize_t (*attempt)(IoCall *call);
     /* May block; for IO_NEEDS_WORKER only. */
     ssize_t (*block)(IoCall *call);
+    /* What the engine may do in place of an attempt, once those would block;
+     * iov is room for it.  NULL: nothing. */
+    void (*describe)(const IoCall *call, OsUringRequest *request,
+                     struct iovec *iov);
+    /* What the result of that means for the call: its result, or -EAGAIN if
+     * that was a part of the work.  NULL: the result. */
+    ssize_t (*went)(IoCall *call, ssize_t result);
 };
 
 /* The result is never -EAGAIN or -EINTR. */
@@ -179,8 +187,8 @@ void io_fd_release(IoFd *entry);
 /* What says that the engine cannot. */
 #define IO_NEEDS_OTHER_WAY ((ssize_t)-10001)
 
-/* Whether the engine of the caller's context makes operations. */
-bool io_may_submit(void);
+/* Whether the engine of the caller's context makes such calls. */
+bool io_may_submit(OsUringCall call);
 
 /*
  * Make request, on the file that entry stands for, an operation of the engine
@@ -189,6 +197,14 @@ bool io_may_submit(void);
  */
 ssize_t coroutine_fn io_submit(IoFd *entry, const OsUringRequest *request,
                                const char *what);
+
+/*
+ * The same for a call on a socket, which io_may_submit(), with the turn.  It
+ * may also be ended by fd_cancel_all().
+ */
+ssize_t coroutine_fn io_submit_with_turn(const IoTurn *turn,
+                                         const OsUringRequest *request,
+                                         const char *what);
 
 /* --- the kinds of descriptors --------------------------------------------- */
 

@@ -197,6 +197,7 @@ static void begin_generation(IoFd *entry, uint32_t facts, List *ended)
     for (int d = 0; d < 2; d++) {
         io_turn_end_all_locked(&entry->sides[d], -ECANCELED, ended);
         store_relaxed(&entry->sides[d].held, 0);
+        store_relaxed(&entry->sides[d].bets, 0);
     }
 }
 

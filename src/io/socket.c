@@ -72,6 +72,48 @@ static ssize_t try_recv_all(IoCall *call)
     return (ssize_t)s->done;
 }
 
+/* What a receive that the engine makes knows of flags. */
+#define ENGINE_FLAGS (MSG_PEEK | MSG_TRUNC)
+/* What makes no difference to it. */
+#define WAIT_FLAGS (MSG_DONTWAIT | MSG_WAITALL | MSG_NOSIGNAL)
+
+static void describe_recv(const IoCall *call, OsUringRequest *request,
+                          struct iovec *iov)
+{
+    const SocketCall *s = container_of(call, const SocketCall, call);
+
+    iov->iov_base = s->buf + s->done;
+    iov->iov_len = s->count - s->done;
+    *request = (OsUringRequest){
+        .call = OS_URING_RECV,
+        .fd = call->fd,
+        .offset = -1,
+        .iov = iov,
+        .iovcnt = 1,
+        .mode = s->flags & ENGINE_FLAGS,
+    };
+}
+
+/* Let the engine make the receive if it can. */
+static void offer(SocketCall *s)
+{
+    if ((s->flags & ~(ENGINE_FLAGS | WAIT_FLAGS)) == 0) {
+        s->call.describe = describe_recv;
+    }
+}
+
+static ssize_t went_recv_all(IoCall *call, ssize_t n)
+{
+    SocketCall *s = socket_call(call);
+
+    if (n <= 0) {
+        return s->done ? (ssize_t)s->done : n;
+    }
+    s->done += (size_t)n;
+    call->progress = true;
+    return s->done < s->count ? -EAGAIN : (ssize_t)s->done;
+}
+
 static ssize_t try_send(IoCall *call)
 {
     SocketCall *s = socket_call(call);
@@ -99,6 +141,7 @@ static NOINLINE ssize_t coroutine_fn recv_all(SocketCall *s)
     ssize_t result;
 
     s->call.attempt = try_recv_all;
+    s->call.went = went_recv_all;
     result = io_transfer(&s->call);
     return result < 0 && s->done ? (ssize_t)s->done : result;
 }
@@ -106,14 +149,20 @@ static NOINLINE ssize_t coroutine_fn recv_all(SocketCall *s)
 ssize_t co_recv(int fd, void *buf, size_t count, int flags)
 {
     SocketCall s = {
-        .call = {"co_recv", fd, IO_READ, events_for(flags), false, try_recv,
-                 NULL},
+        .call = {
+            .what = "co_recv",
+            .fd = fd,
+            .direction = IO_READ,
+            .events = events_for(flags),
+            .attempt = try_recv,
+        },
         .buf = buf,
         .count = count,
         .flags = flags,
     };
 
     io_begin("co_recv", fd);
+    offer(&s);
     if ((flags & (MSG_WAITALL | MSG_PEEK | MSG_ERRQUEUE)) == MSG_WAITALL &&
         os_socket_type(fd) == SOCK_STREAM) {
         return recv_all(&s);
@@ -124,7 +173,13 @@ ssize_t co_recv(int fd, void *buf, size_t count, int flags)
 ssize_t co_send(int fd, const void *buf, size_t count, int flags)
 {
     SocketCall s = {
-        .call = {"co_send", fd, IO_WRITE, POLLOUT, false, try_send, NULL},
+        .call = {
+            .what = "co_send",
+            .fd = fd,
+            .direction = IO_WRITE,
+            .events = POLLOUT,
+            .attempt = try_send,
+        },
         .buf = (char *)buf,
         .count = count,
         .flags = flags,
@@ -137,8 +192,13 @@ ssize_t co_send(int fd, const void *buf, size_t count, int flags)
 ssize_t co_recvmsg(int fd, struct msghdr *msg, int flags)
 {
     SocketCall s = {
-        .call = {"co_recvmsg", fd, IO_READ, events_for(flags), false,
-                 try_recvmsg, NULL},
+        .call = {
+            .what = "co_recvmsg",
+            .fd = fd,
+            .direction = IO_READ,
+            .events = events_for(flags),
+            .attempt = try_recvmsg,
+        },
         .msg = msg,
         .flags = flags,
     };
@@ -150,7 +210,13 @@ ssize_t co_recvmsg(int fd, struct msghdr *msg, int flags)
 ssize_t co_sendmsg(int fd, const struct msghdr *msg, int flags)
 {
     SocketCall s = {
-        .call = {"co_sendmsg", fd, IO_WRITE, POLLOUT, false, try_sendmsg, NULL},
+        .call = {
+            .what = "co_sendmsg",
+            .fd = fd,
+            .direction = IO_WRITE,
+            .events = POLLOUT,
+            .attempt = try_sendmsg,
+        },
         .msg = (struct msghdr *)msg,
         .flags = flags,
     };
@@ -163,9 +229,13 @@ ssize_t io_socket_transfer(const IoTransfer *transfer)
 {
     bool reads = transfer->direction == IO_READ;
     SocketCall s = {
-        .call = {transfer->what, transfer->fd, transfer->direction,
-                 reads ? POLLIN : POLLOUT, false, reads ? try_recv : try_send,
-                 NULL},
+        .call = {
+            .what = transfer->what,
+            .fd = transfer->fd,
+            .direction = transfer->direction,
+            .events = reads ? POLLIN : POLLOUT,
+            .attempt = reads ? try_recv : try_send,
+        },
         .buf = transfer->iov->iov_base,
         .count = transfer->iov->iov_len,
     };
@@ -173,6 +243,9 @@ ssize_t io_socket_transfer(const IoTransfer *transfer)
     /* recv(2) of nothing would wait for something. */
     if (reads && s.count == 0) {
         return 0;
+    }
+    if (reads) {
+        offer(&s);
     }
     return io_transfer(&s.call);
 }
@@ -197,7 +270,13 @@ static ssize_t try_accept(IoCall *call)
 int co_accept(int fd, struct sockaddr *addr, socklen_t *addrlen, int flags)
 {
     SocketCall s = {
-        .call = {"co_accept", fd, IO_READ, POLLIN, false, try_accept, NULL},
+        .call = {
+            .what = "co_accept",
+            .fd = fd,
+            .direction = IO_READ,
+            .events = POLLIN,
+            .attempt = try_accept,
+        },
         .addr = addr,
         .addrlen = addrlen,
         .flags = flags,
@@ -273,8 +352,14 @@ static ssize_t block_connect(IoCall *call)
 int co_connect(int fd, const struct sockaddr *addr, socklen_t addrlen)
 {
     SocketCall s = {
-        .call = {"co_connect", fd, IO_WRITE, POLLOUT, false, try_connect,
-                 block_connect},
+        .call = {
+            .what = "co_connect",
+            .fd = fd,
+            .direction = IO_WRITE,
+            .events = POLLOUT,
+            .attempt = try_connect,
+            .block = block_connect,
+        },
         .peer = addr,
         .peerlen = addrlen,
     };

@@ -89,9 +89,14 @@ static ssize_t block_stream(IoCall *call)
 ssize_t io_stream_transfer(const IoTransfer *transfer, IoFd *entry)
 {
     StreamCall s = {
-        .call = {transfer->what, transfer->fd, transfer->direction,
-                 transfer->direction == IO_READ ? POLLIN : POLLOUT, false,
-                 try_stream, block_stream},
+        .call = {
+            .what = transfer->what,
+            .fd = transfer->fd,
+            .direction = transfer->direction,
+            .events = transfer->direction == IO_READ ? POLLIN : POLLOUT,
+            .attempt = try_stream,
+            .block = block_stream,
+        },
         .transfer = transfer,
         .entry = entry,
     };

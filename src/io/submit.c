@@ -1,35 +1,55 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Operations that the engine of the context makes by itself, with the coroutine
- * parked meanwhile: on files, where io_uring is the engine.
+ * parked meanwhile: on files, and receives, where io_uring is the engine.
  *
  * Guarantees that the coroutine goes on only when the kernel uses neither the
- * buffers nor the descriptor any more, cancelled or not; and that co_close()
- * waits for that, too.  So from here until the kernel has taken the request in
- * (in the next wait of the engine) the number means what it meant here, unless
- * somebody uses close(2).
+ * buffers nor the descriptor any more, cancelled or not; and, of files, that
+ * co_close() waits for that, too.  So from here until the kernel has taken the
+ * request in (in the next wait of the engine) the number means what it meant
+ * here, unless somebody uses close(2).
+ *
+ * A file answers by itself some time.  A socket need not, and its coroutine may
+ * be parked in a context that has stopped; so co_close() does not wait for a
+ * receive.  That is also a wait for the descriptor in the fd table, which
+ * fd_cancel_all() ends from any thread, and which keeps what has not reached
+ * the kernel from doing so.  Only the home thread may use the ring: whoever
+ * ends a wait early wakes the coroutine, which has the kernel end the
+ * operation, and waits for that.
  *
  * INVARIANTS
  *
- *   1. The completion alone ends the wait, once.  A cancel only makes it come
- *      earlier.
+ *   1. The wait is ended once, by the completion or by a cancel.
+ *   2. The coroutine goes on only after the completion.
  */
 #include "io/io_int.h"
 
 #include "loop/context.h"
+#include "loop/fd_int.h"
 
 #include <errno.h>
 
 typedef struct Submission {
-    IoOp op; /* first */
-    CoWait wait;
-    int error; /* why it was cancelled, or 0; the home's */
+    IoOp op;        /* first */
+    FdWait wait;    /* of files the CoWait in it only */
+    bool of_socket; /* the fd table knows it */
+    bool completed; /* the home's */
+    CoWait *rest;   /* who was cancelled, and waits for the completion; the
+                       home's */
 } Submission;
 
-bool io_may_submit(void)
+bool io_may_submit(OsUringCall call)
 {
-    return io_has_home() && os_thread()->context->poller.ops->submit;
+    AioContext *ctx;
+
+    if (!io_has_home()) {
+        return false;
+    }
+    ctx = os_thread()->context;
+    return ctx->poller.ops->submit && ctx->poller.ops->takes(ctx, call);
 }
+
+/* --- on the home thread, outside the coroutine ----------------------------*/
 
 static void submission_done(void *owner, Post *post)
 {
@@ -37,18 +57,37 @@ static void submission_done(void *owner, Post *post)
     AioContext *ctx = owner;
 
     ctx->ran++;
-    co_wait_settle(&s->wait, s->op.result); /* INVARIANTS 1 */
-    co_wait_wake(&s->wait, "the kernel");
+    s->completed = true;
+    if (s->rest) {
+        co_wait_settle(s->rest, 0);
+        co_wait_wake(s->rest, "the kernel");
+    } else if (s->of_socket) {
+        fd_wait_end_op(&s->wait);
+    } else {
+        co_wait_end(&s->wait.wait, 0, "the kernel");
+    }
 }
 
 static void submission_cancel(CoWait *wait, int error)
 {
-    Submission *s = container_of(wait, Submission, wait);
-    AioContext *ctx = (AioContext *)(void *)wait->co->home;
+    co_wait_end(wait, error, "its timeout");
+}
 
-    if (s->error == 0) {
-        s->error = error;
-        ctx->poller.ops->cancel(ctx, &s->op);
+/* --- the coroutine --------------------------------------------------------*/
+
+/* The wait was ended; now end the operation. */
+static void coroutine_fn await_completion(AioContext *ctx, Submission *s)
+{
+    CoWait rest;
+
+    /* Without room for the cancel there is some in one of the next passes. */
+    while (!s->completed && !ctx->poller.ops->cancel(ctx, &s->op)) {
+        co_sleep_ns(0);
+    }
+    if (!s->completed) {
+        co_wait_init(&rest, s->wait.wait.what, s->wait.wait.object, NULL);
+        s->rest = &rest;
+        co_wait_park(&rest, -1); /* INVARIANTS 2 */
     }
 }
 
@@ -57,36 +96,101 @@ static bool was_interrupted(ssize_t result)
     return result == -ECANCELED || result == -EINTR;
 }
 
-static ssize_t coroutine_fn submit_once(AioContext *ctx, Submission *s,
-                                        IoFd *entry, const char *what)
+/*
+ * Park until the operation has completed.  *error is set to why it was
+ * cancelled, if it was.  Returns its result.
+ */
+static ssize_t coroutine_fn await(AioContext *ctx, Submission *s, int *error)
 {
-    co_wait_init(&s->wait, what, entry, submission_cancel);
-    if (!ctx->poller.ops->submit(ctx, &s->op)) {
-        return IO_NEEDS_OTHER_WAY;
+    *error = (int)co_wait_park(&s->wait.wait, -1);
+    if (!s->completed) {
+        await_completion(ctx, s);
     }
-    return co_wait_park(&s->wait, -1);
+    return s->op.result;
+}
+
+/* What the caller is told of it. */
+static ssize_t outcome(ssize_t result, int error)
+{
+    if (error != 0 && was_interrupted(result)) {
+        return error;
+    }
+    /* It could not even be begun, for want of memory in the kernel. */
+    return result == -EAGAIN ? IO_NEEDS_OTHER_WAY : result;
+}
+
+static ssize_t coroutine_fn submit_file_call(AioContext *ctx,
+                                             const OsUringRequest *request,
+                                             IoFd *entry, const char *what)
+{
+    Submission s;
+    ssize_t result;
+    int error;
+
+    do {
+        s = (Submission){
+            .op = {.post.run = submission_done, .request = *request},
+        };
+        co_wait_init(&s.wait.wait, what, entry, submission_cancel);
+        if (!ctx->poller.ops->submit(ctx, &s.op)) {
+            return IO_NEEDS_OTHER_WAY;
+        }
+        result = await(ctx, &s, &error);
+    } while (was_interrupted(result) && error == 0);
+    return outcome(result, error);
 }
 
 ssize_t io_submit(IoFd *entry, const OsUringRequest *request, const char *what)
 {
-    Submission s = {.op = {.post.run = submission_done, .request = *request}};
-    AioContext *ctx = os_thread()->context;
     ssize_t result;
 
-    if (!io_may_submit()) {
+    if (!io_may_submit(request->call)) {
         return IO_NEEDS_OTHER_WAY;
     }
     result = io_fd_hold(entry);
     if (result < 0) {
         return result;
     }
-    do {
-        result = submit_once(ctx, &s, entry, what);
-    } while (result == -EINTR && s.error == 0);
+    result = submit_file_call(os_thread()->context, request, entry, what);
     io_fd_release(entry);
-    if (s.error != 0 && was_interrupted(result)) {
-        return s.error;
+    return result;
+}
+
+/* Under the lock of the side, so that co_close() finds it or is found. */
+static int begin_with_turn(Submission *s, const IoTurn *turn, const char *what)
+{
+    int ret = -ECANCELED;
+
+    os_mutex_lock(&turn->side->lock);
+    if (!io_fd_stale(turn->entry, turn->generation)) {
+        ret = fd_wait_begin_op(&s->wait, s->op.request.fd, &s->op, what);
     }
-    /* It could not even be begun, for want of memory in the kernel. */
-    return result == -EAGAIN ? IO_NEEDS_OTHER_WAY : result;
+    os_mutex_unlock(&turn->side->lock);
+    return ret;
+}
+
+ssize_t io_submit_with_turn(const IoTurn *turn, const OsUringRequest *request,
+                            const char *what)
+{
+    AioContext *ctx = os_thread()->context;
+    Submission s = {
+        .op = {.post.run = submission_done, .request = *request},
+        .of_socket = true,
+    };
+    ssize_t result;
+    int error = begin_with_turn(&s, turn, what);
+
+    if (error < 0) {
+        return error;
+    }
+    if (!ctx->poller.ops->submit(ctx, &s.op)) {
+        fd_wait_end_op(&s.wait);
+        error = fd_wait_park(&s.wait, -1);
+        return error < 0 ? error : IO_NEEDS_OTHER_WAY;
+    }
+    result = await(ctx, &s, &error);
+    if (was_interrupted(result) && error == 0) {
+        return IO_NEEDS_OTHER_WAY;
+    }
+    return outcome(result, error);
 }

@@ -11,6 +11,9 @@
  * system call, and only another one who would wait for the same direction, or
  * co_close(), waits for it.
  *
+ * Where the engine receives by itself, it is asked to do so instead of watching
+ * (submit.c); and soon without a try before.
+ *
  * Some descriptors are ready and would block all the same (a datagram socket
  * whose peer's queue is full, a file that another process reads from): after a
  * few such tries the coroutine sleeps for a while between them.
@@ -28,6 +31,9 @@
 #define PAUSE_NS            1000000
 #define PAUSE_DOUBLINGS_MAX 5
 
+/* After a try in vain so many calls go without. */
+#define BETS 15
+
 static ssize_t attempt(IoCall *call)
 {
     ssize_t result;
@@ -36,6 +42,12 @@ static ssize_t attempt(IoCall *call)
         result = call->attempt(call);
     } while (result == -EINTR);
     return result == -EWOULDBLOCK ? -EAGAIN : result;
+}
+
+/* Whether the engine may make the call. */
+static bool may_be_made(const IoCall *call)
+{
+    return call->describe && io_may_submit(OS_URING_RECV);
 }
 
 static ssize_t block(void *arg)
@@ -71,37 +83,58 @@ static ssize_t transfer_blocking(IoCall *call)
     }
 }
 
-/* The result, or -EAGAIN: then wait has begun, or *ready.  tried: that it
- * would block was found out before. */
-static ssize_t try_or_wait_locked(IoCall *call, FdWait *wait, bool tried,
-                                  bool *ready)
-{
-    ssize_t result = tried ? -EAGAIN : attempt(call);
-    int events;
-
-    if (result != -EAGAIN) {
-        return result;
-    }
-    events = fd_wait_begin(wait, call->fd, (uint32_t)call->events, call->what);
-    *ready = events > 0;
-    if (events < 0) {
-        /* ENOSPC is the limit on what the kernel watches. */
-        return events == -ENOSPC ? -ENOMEM : events;
-    }
-    return -EAGAIN;
-}
-
-static ssize_t try_or_wait(IoCall *call, IoTurn *turn, FdWait *wait,
-                           bool tried, bool *ready)
+static ssize_t try_with_turn(IoCall *call, const IoTurn *turn)
 {
     ssize_t result = -ECANCELED;
 
     os_mutex_lock(&turn->side->lock);
     if (!io_fd_stale(turn->entry, turn->generation)) {
-        result = try_or_wait_locked(call, wait, tried, ready);
+        result = attempt(call);
     }
     os_mutex_unlock(&turn->side->lock);
     return result;
+}
+
+/* Have the engine make the call.  Returns its result, -EAGAIN if that was a
+ * part of the work, or IO_NEEDS_OTHER_WAY. */
+static ssize_t coroutine_fn have_it_made(IoCall *call, const IoTurn *turn)
+{
+    OsUringRequest request;
+    struct iovec iov;
+    ssize_t result;
+
+    if (!may_be_made(call)) {
+        return IO_NEEDS_OTHER_WAY;
+    }
+    call->describe(call, &request, &iov);
+    result = io_submit_with_turn(turn, &request, call->what);
+    if (result == IO_NEEDS_OTHER_WAY || !call->went) {
+        return result;
+    }
+    return call->went(call, result);
+}
+
+/* Returns 0: the wait has begun; or the events that hold, or -errno. */
+static int begin_to_wait(const IoCall *call, const IoTurn *turn, FdWait *wait)
+{
+    int events = -ECANCELED;
+
+    os_mutex_lock(&turn->side->lock);
+    if (!io_fd_stale(turn->entry, turn->generation)) {
+        events =
+            fd_wait_begin(wait, call->fd, (uint32_t)call->events, call->what);
+    }
+    os_mutex_unlock(&turn->side->lock);
+    /* ENOSPC is the limit on what the kernel watches. */
+    return events == -ENOSPC ? -ENOMEM : events;
+}
+
+static int coroutine_fn await_readiness(const IoCall *call, const IoTurn *turn)
+{
+    FdWait wait;
+    int events = begin_to_wait(call, turn, &wait);
+
+    return events == 0 ? fd_wait_park(&wait, -1) : events;
 }
 
 static int coroutine_fn pause_after(unsigned in_vain)
@@ -114,29 +147,29 @@ static int coroutine_fn pause_after(unsigned in_vain)
     return co_sleep_ns((int64_t)PAUSE_NS << doublings);
 }
 
+/* tried: that it would block was found out before. */
 static ssize_t coroutine_fn transfer_with_turn(IoCall *call, IoTurn *turn,
                                                bool tried)
 {
     unsigned in_vain = 0;
-    FdWait wait;
-    bool ready;
     ssize_t result;
-    int error;
 
-    for (;;) {
-        result = try_or_wait(call, turn, &wait, tried, &ready);
-        if (result != -EAGAIN) {
+    for (;; tried = false) {
+        result = tried ? -EAGAIN : try_with_turn(call, turn);
+        while (result == -EAGAIN) {
+            result = have_it_made(call, turn);
+        }
+        if (result != IO_NEEDS_OTHER_WAY) {
             return result;
         }
-        tried = false;
         in_vain = call->progress ? 0 : in_vain + 1;
         call->progress = false;
-        error = ready ? 0 : fd_wait_park(&wait, -1);
-        if (error >= 0 && in_vain > IN_VAIN_MAX) {
-            error = pause_after(in_vain);
+        result = await_readiness(call, turn);
+        if (result >= 0 && in_vain > IN_VAIN_MAX) {
+            result = pause_after(in_vain);
         }
-        if (error < 0) {
-            return error;
+        if (result < 0) {
+            return result;
         }
     }
 }
@@ -181,16 +214,49 @@ static NOINLINE ssize_t coroutine_fn transfer_slow(IoCall *call, bool tried)
     return result;
 }
 
+/*
+ * Whether to have the engine make the call without a try: where the last one
+ * was in vain the next is, too, most of the time (a server has answered, and
+ * waits for what its client says to that).
+ */
+static bool bets_on_nothing(const IoCall *call, IoSide *side)
+{
+    uint32_t bets = load_relaxed(&side->bets);
+
+    if (bets == 0 || !may_be_made(call)) {
+        return false;
+    }
+    store_relaxed(&side->bets, bets - 1);
+    return true;
+}
+
+static void learn_bets(IoSide *side, bool in_vain)
+{
+    uint32_t bets = in_vain ? BETS : 0;
+
+    if (load_relaxed(&side->bets) != bets) {
+        store_relaxed(&side->bets, bets);
+    }
+}
+
 ssize_t io_transfer(IoCall *call)
 {
-    const IoFd *entry = io_fd_find(call->fd);
-    ssize_t result = IO_NEEDS_WORKER;
+    IoFd *entry = io_fd_find(call->fd);
+    IoSide *side = entry ? &entry->sides[call->direction] : NULL;
+    ssize_t result;
 
-    if (!entry || !load_acquire(&entry->sides[call->direction].held)) {
-        result = attempt(call);
-        if (result != -EAGAIN && result != IO_NEEDS_WORKER) {
-            return result;
-        }
+    if (side && load_acquire(&side->held)) {
+        return transfer_slow(call, false);
+    }
+    if (side && bets_on_nothing(call, side)) {
+        return transfer_slow(call, true);
+    }
+    result = attempt(call);
+    if (side) {
+        learn_bets(side, result == -EAGAIN);
+    }
+    if (result != -EAGAIN && result != IO_NEEDS_WORKER) {
+        return result;
     }
     return transfer_slow(call, result == -EAGAIN);
 }

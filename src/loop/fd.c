@@ -254,7 +254,9 @@ static uint32_t waited_for(const FdRecord *rec)
 
 static int watch_waits(FdTable *table, FdRecord *rec)
 {
-    return watch(table, rec, waited_for(rec) | POLLER_ONESHOT);
+    uint32_t events = waited_for(rec);
+
+    return watch(table, rec, events ? events | POLLER_ONESHOT : 0);
 }
 
 static void mark_ready(FdTable *table, FdRecord *rec)
@@ -361,7 +363,7 @@ static void wake_ended(List *ended, const char *who)
 /* What a wait is to hear of events: those that it asked for, and trouble. */
 static uint32_t matching(const FdWait *wait, uint32_t events)
 {
-    return events & (wait->events | TROUBLE);
+    return wait->op ? 0 : events & (wait->events | TROUBLE);
 }
 
 /* Move the waits that events are for to those that are due. */
@@ -751,24 +753,33 @@ static void leave_watched(FdTable *table, FdRecord *rec)
     }
 }
 
-/* On the home thread, outside the waiter. */
-static void fd_wait_cancel(CoWait *wait, int error)
+static void end_early(FdWait *wait, int result, const char *who)
 {
-    FdWait *w = container_of(wait, FdWait, wait);
-    AioContext *ctx = (AioContext *)(void *)wait->co->home;
+    AioContext *ctx = (AioContext *)(void *)wait->wait.co->home;
     FdTable *table = ctx->fds;
     bool ours;
 
     os_mutex_lock(&table->lock);
-    ours = list_linked(&w->link) && !co_wait_ended(wait); /* not settled */
+    ours = list_linked(&wait->link) && !co_wait_ended(&wait->wait);
     if (ours) {
-        list_remove(&w->link);
-        leave_watched(table, record_find(table, w->fd));
+        list_remove(&wait->link);
+        leave_watched(table, record_find(table, wait->fd));
     }
     os_mutex_unlock(&table->lock);
     if (ours) {
-        co_wait_end(wait, error, "its timeout");
+        co_wait_end(&wait->wait, result, who);
     }
+}
+
+/* On the home thread, outside the waiter. */
+static void fd_wait_cancel(CoWait *wait, int error)
+{
+    end_early(container_of(wait, FdWait, wait), error, "its timeout");
+}
+
+void fd_wait_end_op(FdWait *wait)
+{
+    end_early(wait, 0, "the kernel");
 }
 
 /*
@@ -812,19 +823,34 @@ static int add_wait(FdTable *table, FdWait *wait, const char *what)
     return ret;
 }
 
-int fd_wait_begin(FdWait *wait, int fd, uint32_t events, const char *what)
+static int begin(FdWait *wait, const char *what)
 {
     AioContext *ctx;
-    int ret;
 
     wait->link.next = NULL;
     wait->link.prev = NULL;
-    wait->fd = fd;
-    wait->events = events & ~TROUBLE;
-    co_wait_init(&wait->wait, what, (const void *)(intptr_t)fd,
+    co_wait_init(&wait->wait, what, (const void *)(intptr_t)wait->fd,
                  fd_wait_cancel);
     ctx = (AioContext *)(void *)wait->wait.co->home;
-    ret = add_wait(ctx->fds, wait, what);
+    return add_wait(ctx->fds, wait, what);
+}
+
+int fd_wait_begin_op(FdWait *wait, int fd, struct IoOp *op, const char *what)
+{
+    wait->fd = fd;
+    wait->events = 0;
+    wait->op = op;
+    return begin(wait, what);
+}
+
+int fd_wait_begin(FdWait *wait, int fd, uint32_t events, const char *what)
+{
+    int ret;
+
+    wait->fd = fd;
+    wait->events = events & ~TROUBLE;
+    wait->op = NULL;
+    ret = begin(wait, what);
     if (ret == -EPERM && (events & (POLLIN | POLLOUT))) {
         return (int)(events & (POLLIN | POLLOUT)); /* always ready */
     }
@@ -874,6 +900,19 @@ static void cancel_in_table(FdTable *table, int fd, int error, List *ended)
     }
 }
 
+/* Before their coroutines are woken, and may go on. */
+static void drop_ops(List *ended)
+{
+    for (List *link = list_first(ended); link; link = list_next(ended, link)) {
+        const FdWait *wait = list_entry(link, FdWait, link);
+        AioContext *ctx = (AioContext *)(void *)wait->wait.co->home;
+
+        if (wait->op) {
+            ctx->poller.ops->drop(ctx, wait->op);
+        }
+    }
+}
+
 void fd_cancel_all(int fd, int error)
 {
     List ended;
@@ -885,5 +924,6 @@ void fd_cancel_all(int fd, int error)
         cancel_in_table(list_entry(link, FdTable, link), fd, error, &ended);
     }
     os_mutex_unlock(&tables_lock);
+    drop_ops(&ended);
     wake_ended(&ended, "co_close");
 }

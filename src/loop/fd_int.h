@@ -19,6 +19,7 @@ typedef struct FdWait {
     List link;        /* in the descriptor's list; the fd table's lock */
     int fd;
     uint32_t events;  /* asked for */
+    struct IoOp *op;  /* which it waits for instead, or NULL */
 } FdWait;
 
 /*
@@ -40,6 +41,16 @@ int coroutine_fn fd_wait(int fd, uint32_t events, int64_t timeout_ns,
  */
 int fd_wait_begin(FdWait *wait, int fd, uint32_t events, const char *what);
 int coroutine_fn fd_wait_park(FdWait *wait, int64_t timeout_ns);
+
+/*
+ * Wait for op on fd, which is to be submitted to the engine then.  The engine
+ * watches nothing for it: it is in the table for fd_cancel_all(), and for
+ * reports.  Returns 0 or -errno.
+ */
+int fd_wait_begin_op(FdWait *wait, int fd, struct IoOp *op, const char *what);
+
+/* End such a wait with 0, unless somebody else has ended it.  Home thread. */
+void fd_wait_end_op(FdWait *wait);
 
 /*
  * End all waits on fd in all contexts with error, before fd is closed.  Any

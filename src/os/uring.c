@@ -20,7 +20,9 @@
  *
  *   DEFER_TASKRUN  6.1   completions come when we enter the kernel for them;
  *                        needs SINGLE_ISSUER
- *   COOP_TASKRUN   5.19  they come when we enter it for anything
+ *   COOP_TASKRUN   5.19  they come when we enter it for anything; came with
+ *                        receives that begin by waiting, which are not used
+ *                        without (they would try in vain first)
  *   otherwise            they interrupt the thread
  *   CQE_SKIP       5.17  removals that work say nothing; else the engine is
  *                        told to ignore them
@@ -59,6 +61,7 @@ struct OsUring {
     struct io_uring ring;
     bool flagged;   /* the kernel says when it wants to be entered */
     bool files;     /* may be used for calls on files */
+    bool sockets;   /* and for calls on sockets */
     uint8_t skip;   /* IOSQE_... for a removal */
     uint64_t known; /* bit by IORING_OP_...: the kernel has it */
 };
@@ -176,6 +179,7 @@ int os_uring_open(OsUring **out, unsigned without)
     }
     ring->flagged = ring->ring.flags & IORING_SETUP_TASKRUN_FLAG;
     ring->files = !(without & OS_URING_NO_FILES);
+    ring->sockets = ring->flagged && !(without & OS_URING_NO_SOCKETS);
     if ((ring->ring.features & IORING_FEAT_CQE_SKIP) &&
         !(without & OS_URING_NO_SKIP)) {
         ring->skip = IOSQE_CQE_SKIP_SUCCESS;
@@ -271,17 +275,12 @@ static int enter(OsUring *ring, unsigned submit, int64_t timeout_ns)
 /* A slot, or NULL. */
 static struct io_uring_sqe *get_slot(OsUring *ring)
 {
-    struct io_uring_sqe *sqe;
+    return os_fault("io_uring_sqe") ? NULL : io_uring_get_sqe(&ring->ring);
+}
 
-    if (os_fault("io_uring_sqe")) {
-        return NULL;
-    }
-    sqe = io_uring_get_sqe(&ring->ring);
-    if (!sqe) {
-        enter(ring, publish(ring), 0);
-        sqe = io_uring_get_sqe(&ring->ring);
-    }
-    return sqe;
+bool os_uring_full(const OsUring *ring)
+{
+    return io_uring_sq_space_left(&ring->ring) == 0;
 }
 
 int os_uring_poll(OsUring *ring, int fd, uint32_t events, bool multishot,
@@ -314,7 +313,7 @@ int os_uring_poll_remove(OsUring *ring, uint64_t data, uint64_t ignore)
     return 0;
 }
 
-/* --- calls on files -------------------------------------------------------*/
+/* --- calls on files and sockets -------------------------------------------*/
 
 typedef struct CallKind {
     const char *name; /* the system call's, for faults and records */
@@ -327,6 +326,7 @@ static const CallKind call_kinds[] = {
     [OS_URING_FSYNC] = {"fsync", IORING_OP_FSYNC},
     [OS_URING_FDATASYNC] = {"fdatasync", IORING_OP_FSYNC},
     [OS_URING_FALLOCATE] = {"fallocate", IORING_OP_FALLOCATE},
+    [OS_URING_RECV] = {"recv", IORING_OP_RECV},
 };
 
 static void fill_in(struct io_uring_sqe *sqe, const OsUringRequest *r)
@@ -349,25 +349,33 @@ static void fill_in(struct io_uring_sqe *sqe, const OsUringRequest *r)
     case OS_URING_FALLOCATE:
         io_uring_prep_fallocate(sqe, r->fd, r->mode, r->offset, r->length);
         break;
+    case OS_URING_RECV:
+        io_uring_prep_recv(sqe, r->fd, r->iov->iov_base, r->iov->iov_len,
+                           r->mode);
+        sqe->ioprio |= IORING_RECVSEND_POLL_FIRST;
+        break;
     }
 }
 
-int os_uring_request(OsUring *ring, const OsUringRequest *request,
-                     uint64_t data)
+bool os_uring_takes(const OsUring *ring, OsUringCall call)
 {
-    const CallKind *kind = &call_kinds[request->call];
-    struct io_uring_sqe *sqe;
+    return (call == OS_URING_RECV ? ring->sockets : ring->files) &&
+           (ring->known & UINT64_C(1) << call_kinds[call].op);
+}
+
+int os_uring_request(OsUring *ring, const OsUringRequest *request,
+                     uint64_t data, unsigned *slot)
+{
+    struct io_uring_sqe *sqe = get_slot(ring);
     int error;
 
-    if (!ring->files || !(ring->known & UINT64_C(1) << kind->op)) {
-        return -EOPNOTSUPP;
-    }
-    sqe = get_slot(ring);
     if (!sqe) {
         return -EAGAIN;
     }
-    os_record(kind->name, request->fd, request->offset, 0, true);
-    error = os_fault(kind->name);
+    *slot = ring->ring.sq.sqe_tail - 1;
+    os_record(call_kinds[request->call].name, request->fd, request->offset, 0,
+              true);
+    error = os_fault(call_kinds[request->call].name);
     if (error) {
         io_uring_prep_nop(sqe);
         io_uring_sqe_set_data64(sqe, data);
@@ -383,8 +391,11 @@ void os_uring_finished(const OsUringRequest *request, ssize_t result)
     os_record(call_kinds[request->call].name, request->fd, request->offset,
               result, false);
 #ifdef COAIO_HAVE_VALGRIND
+    bool fills =
+        request->call == OS_URING_READ || request->call == OS_URING_RECV;
+
     /* It has not seen the kernel write. */
-    for (int i = 0; request->call == OS_URING_READ && result > 0; i++) {
+    for (int i = 0; fills && result > 0; i++) {
         const struct iovec *iov = &request->iov[i];
         size_t n =
             (size_t)result < iov->iov_len ? (size_t)result : iov->iov_len;
@@ -393,6 +404,21 @@ void os_uring_finished(const OsUringRequest *request, ssize_t result)
         result -= (ssize_t)n;
     }
 #endif
+}
+
+bool os_uring_taken(const OsUring *ring, unsigned slot)
+{
+    return (int)(load_acquire(ring->ring.sq.khead) - slot) > 0;
+}
+
+void os_uring_replace(OsUring *ring, unsigned slot)
+{
+    struct io_uring_sq *sq = &ring->ring.sq;
+    struct io_uring_sqe *sqe = &sq->sqes[slot & sq->ring_mask];
+    uint64_t data = sqe->user_data;
+
+    io_uring_prep_nop(sqe);
+    io_uring_sqe_set_data64(sqe, data);
 }
 
 int os_uring_cancel(OsUring *ring, uint64_t data, uint64_t ignore)

@@ -8,8 +8,8 @@
  * thread, when nobody uses it.
  *
  * Requests are put into a queue that the kernel sees with the next
- * os_uring_wait(), however many they are; only a full queue is submitted
- * earlier.  Each request but the removals completes once with the data that it
+ * os_uring_wait(), however many they are, if they fit in (-EAGAIN: they do
+ * not).  Each request but the removals completes once with the data that it
  * was given, except that a multishot poll completes again and again, and says
  * with `more` that it goes on.
  *
@@ -33,17 +33,18 @@ typedef enum OsUringCall {
     OS_URING_FSYNC,
     OS_URING_FDATASYNC,
     OS_URING_FALLOCATE,
+    OS_URING_RECV,
 } OsUringCall;
 
-/* A call on a file, as the system calls of these names. */
+/* A call on a file or a socket, as the system calls of these names. */
 typedef struct OsUringRequest {
     OsUringCall call;
     int fd;
-    off_t offset;            /* of transfers and fallocate(2) */
+    off_t offset;            /* of transfers of files and fallocate(2) */
     const struct iovec *iov; /* of transfers; and what it points to: belong to
                                 the kernel until the request has completed */
-    int iovcnt;
-    int mode; /* of fallocate(2) */
+    int iovcnt; /* of recv(2): 1 */
+    int mode;   /* of fallocate(2); the flags of recv(2) */
     off_t length;
 } OsUringRequest;
 
@@ -59,6 +60,7 @@ enum {
     OS_URING_NO_COOP = 2,  /* or when we enter the kernel */
     OS_URING_NO_SKIP = 4,  /* removals that work complete in silence */
     OS_URING_NO_FILES = 8, /* calls on files */
+    OS_URING_NO_SOCKETS = 32, /* calls on sockets */
     OS_URING_BEST = 16,    /* not for tests: a kernel that lacks the first */
 };
 
@@ -100,15 +102,27 @@ int os_uring_poll(OsUring *ring, int fd, uint32_t events, bool multishot,
  */
 int os_uring_poll_remove(OsUring *ring, uint64_t data, uint64_t ignore);
 
+/* Whether there is no room for a request before the next os_uring_wait(). */
+bool os_uring_full(const OsUring *ring);
+
+/* Whether the kernel has requests for that call. */
+bool os_uring_takes(const OsUring *ring, OsUringCall call);
+
 /*
- * Make a call on a file; completes with its result or -errno.  Returns 0; or
- * -EAGAIN if there is no room, -EOPNOTSUPP if the kernel has no such request;
- * or, in test builds, the error that the call is to fail with, as a positive
- * number.  os_uring_finished() is to be told the result.
+ * Make a call that os_uring_takes(); completes with its result or -errno.  A
+ * receive waits until there is something, whether O_NONBLOCK is set or not.
+ * Returns 0, or -EAGAIN if there is no room; or, in test builds, the error that
+ * the call is to fail with, as a positive number.  os_uring_finished() is to be
+ * told the result.  *slot is set to its place.
  */
 int os_uring_request(OsUring *ring, const OsUringRequest *request,
-                     uint64_t data);
+                     uint64_t data, unsigned *slot);
 void os_uring_finished(const OsUringRequest *request, ssize_t result);
+
+/* Whether the kernel has taken in what was put there; until then it may be
+ * replaced by nothing, which completes with 0. */
+bool os_uring_taken(const OsUring *ring, unsigned slot);
+void os_uring_replace(OsUring *ring, unsigned slot);
 
 /*
  * Have the request with that data complete soon: with -ECANCELED or -EINTR if

@@ -633,9 +633,9 @@ class Shim:
         self.map.close()
 
     def environment(self):
-        # What io_uring does with files does not pass through the C library.
+        # What io_uring does by itself does not pass through the C library.
         env = {"LD_PRELOAD": shim_library(),
-               "COAIO_URING_WITHOUT": "files," +
+               "COAIO_URING_WITHOUT": "files,sockets," +
                os.environ.get("COAIO_URING_WITHOUT", ""),
                "COAIO_SHIM_CONTROL": self.control_path}
         if self.log_path:

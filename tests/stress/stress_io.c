@@ -6,6 +6,7 @@
  * come back as something else.  Every byte is accounted for.
  */
 
+#include "engines.h"
 #include "harness.h"
 #include "io/io_int.h"
 #include "loopthread.h"
@@ -170,6 +171,12 @@ TEST(echoes_on_poll)
     echoes("poll");
 }
 
+TEST(echoes_on_uring)
+{
+    needs_uring();
+    echoes("uring");
+}
+
 /* --- closing under readers ------------------------------------------------*/
 
 typedef struct Cut {
@@ -292,6 +299,12 @@ TEST(closed_under_readers_on_poll)
     cuts("poll");
 }
 
+TEST(closed_under_readers_on_uring)
+{
+    needs_uring();
+    cuts("uring");
+}
+
 /* --- one file -------------------------------------------------------------*/
 
 #define WRITERS 12
@@ -351,6 +364,12 @@ TEST(one_file_on_epoll)
 TEST(one_file_on_poll)
 {
     files("poll");
+}
+
+TEST(one_file_on_uring)
+{
+    needs_uring();
+    files("uring");
 }
 
 /* --- cancelling -----------------------------------------------------------*/
@@ -418,6 +437,98 @@ TEST(timeouts_that_race_on_epoll)
 TEST(timeouts_that_race_on_poll)
 {
     timeouts("poll");
+}
+
+TEST(timeouts_that_race_on_uring)
+{
+    needs_uring();
+    timeouts("uring");
+}
+
+/* --- numbers that come back -----------------------------------------------*/
+
+typedef struct Taker {
+    int fd;
+    char byte;
+    ssize_t result;
+    sem_t parked, ended;
+} Taker;
+
+static void coroutine_fn take(void *opaque)
+{
+    Taker *t = opaque;
+
+    t->result = co_recv(t->fd, &t->byte, 1, 0);
+    gate_open(&t->ended);
+}
+
+static void start_taker(void *opaque)
+{
+    Taker *t = opaque;
+
+    coroutine_enter(coroutine_create(take, t));
+    gate_open(&t->parked);
+}
+
+static void coroutine_fn close_now(void *opaque)
+{
+    int *fd = opaque;
+
+    CHECK_EQ(co_close(*fd), 0);
+}
+
+/*
+ * A receive that has begun in another thread, somewhere on its way to the
+ * kernel, takes nothing from what the number of its descriptor stands for after
+ * co_close().
+ */
+static void numbers_come_back(const char *engine)
+{
+    unsigned seed = (unsigned)harness_seed();
+    Taker t;
+    int old[2], new[2];
+    char byte;
+
+    start_threads(engine);
+    gate_init(&t.parked);
+    gate_init(&t.ended);
+    for (unsigned long r = 0; r < harness_load(20000); r++) {
+        CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, old), 0);
+        t.fd = old[0];
+        aio_bh_schedule_oneshot(iothread_context(threads[0]), start_taker, &t);
+        gate_pass(&t.parked);
+        for (int spins = rand_r(&seed) % 1000; spins > 0; spins--) {
+            spin_hint();
+        }
+        /* Without a home it is done here and now. */
+        coroutine_enter(coroutine_create(close_now, &old[0]));
+        CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, new), 0);
+        CHECK_EQ(send(new[1], "n", 1, MSG_DONTWAIT), 1);
+        gate_pass(&t.ended);
+        CHECK_EQ(recv(new[0], &byte, 1, MSG_DONTWAIT), 1);
+        CHECK_EQ(byte, 'n');
+        CHECK_EQ(t.result, -ECANCELED);
+        close(old[1]);
+        close(new[0]);
+        close(new[1]);
+    }
+    await_all();
+}
+
+TEST(numbers_come_back_on_epoll)
+{
+    numbers_come_back("epoll");
+}
+
+TEST(numbers_come_back_on_poll)
+{
+    numbers_come_back("poll");
+}
+
+TEST(numbers_come_back_on_uring)
+{
+    needs_uring();
+    numbers_come_back("uring");
 }
 
 TEST_MAIN()

@@ -186,7 +186,7 @@ static void coroutine_fn swap(void *opaque)
 /*
  * One report ends both waits.  The one that runs first closes the descriptor,
  * and its number stands for something else when the reader runs, which must
- * not read from that.
+ * not read from that.  (The kernel may have read for it from the old one.)
  */
 ON_EACH_ENGINE(a_reader_that_was_woken_does_not_touch_the_new_file)
 {
@@ -203,7 +203,8 @@ ON_EACH_ENGINE(a_reader_that_was_woken_does_not_touch_the_new_file)
     CHECK_EQ(write(fds[1], "old", 3), 3);
     go_until(ctx, &s.done);
     go_until(ctx, &reader.done);
-    CHECK_EQ(reader.result, -ECANCELED);
+    CHECK(reader.result == -ECANCELED ||
+          (reader.result == 1 && reader.byte == 'o'));
     CHECK_EQ(recv(s.again[0], &reader.byte, 1, MSG_DONTWAIT), 1);
     CHECK_EQ(reader.byte, 'x');
     close(fds[1]);
@@ -447,7 +448,7 @@ ON_EACH_ENGINE(a_wait_for_readiness_is_cancelled)
     co = go(receive, &first);
     go(receive, &second);
     CHECK(co_wait_cancel(co, -ETIMEDOUT));
-    CHECK(first.done);
+    go_until(ctx, &first.done);
     CHECK_EQ(first.result, -ETIMEDOUT);
     /* The turn went on to the second. */
     CHECK(!second.done);

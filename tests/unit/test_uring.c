@@ -435,9 +435,10 @@ static unsigned ended(const Reader *readers, unsigned n)
 
 /*
  * The waits that end in a pass, and those that have begun in the one before,
- * cost one system call, however many they are (the kernel ends 20 at a time).
+ * cost one system call, however many they are (the kernel ends 20 at a time);
+ * and each receive calls more besides.
  */
-TEST(one_pass_is_one_system_call_however_many_wait)
+static void check_one_call_a_pass(unsigned calls)
 {
     enum {
         N = 100,
@@ -451,7 +452,6 @@ TEST(one_pass_is_one_system_call_however_many_wait)
     if (os_in_valgrind()) {
         SKIP("in Valgrind a sleep takes two calls more");
     }
-    unsetenv("COAIO_URING_WITHOUT");
     begin();
     for (int i = 0; i < N; i++) {
         open_pair(fds[i]);
@@ -468,8 +468,8 @@ TEST(one_pass_is_one_system_call_however_many_wait)
             CHECK(aio_poll(ctx, true));
         }
         CHECK(passes <= N / 20);
-        /* Each reads, and then finds nothing. */
-        CHECK_EQ(calls_since(before), passes + 2 * N);
+        /* In the first round descriptors are not known yet. */
+        CHECK(k == 1 || calls_since(before) == passes + calls * N);
     }
     for (int i = 0; i < N; i++) {
         poke(fds[i][1]);
@@ -481,6 +481,19 @@ TEST(one_pass_is_one_system_call_however_many_wait)
         close_pair(fds[i]);
     }
     end();
+}
+
+TEST(one_pass_is_one_system_call_however_many_receive)
+{
+    unsetenv("COAIO_URING_WITHOUT");
+    check_one_call_a_pass(0);
+}
+
+/* Each reads, and then finds nothing. */
+TEST(one_pass_is_one_system_call_however_many_wait)
+{
+    CHECK_EQ(setenv("COAIO_URING_WITHOUT", "sockets", 1), 0);
+    check_one_call_a_pass(2);
 }
 
 TEST(looking_in_vain_costs_no_system_call)

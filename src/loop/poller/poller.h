@@ -31,7 +31,12 @@ struct AioContext;
 typedef struct IoOp {
     Post post; /* first */
     OsUringRequest request;
-    ssize_t result; /* or -errno; the engine's, then the owner's */
+    ssize_t result;        /* or -errno; the engine's, then the owner's */
+    struct IoOp *next; /* the engine's, like all below; 0 at first */
+    unsigned slot;
+    bool queued;   /* has not reached the kernel */
+    bool entering; /* may reach it just now */
+    bool dropped;  /* must not reach it any more */
 } IoOp;
 
 typedef struct PollerOps {
@@ -69,17 +74,29 @@ typedef struct PollerOps {
      */
     int (*wait)(struct AioContext *ctx, int64_t timeout_ns);
 
+    /* These four are NULL for engines that have no operations, and for the home
+     * thread.  Whether the engine and the kernel make that call: */
+    bool (*takes)(struct AioContext *ctx, OsUringCall call);
     /*
-     * Take in an operation, for the next wait(): returns false if the engine
-     * or the kernel cannot.  NULL, for engines that have none.  Home thread.
+     * Take in an operation that it takes, for the next wait().  Returns false
+     * if there is no room now.
      */
     bool (*submit)(struct AioContext *ctx, IoOp *op);
-    /* Have one that was taken in complete soon, with -ECANCELED or -EINTR if
-     * it has not been done by then.  Home thread. */
-    void (*cancel)(struct AioContext *ctx, IoOp *op);
+    /*
+     * Have one that was taken in complete soon, with -ECANCELED or -EINTR if it
+     * has not been done by then.  Returns false if there is no room now.
+     */
+    bool (*cancel)(struct AioContext *ctx, IoOp *op);
+    /*
+     * The descriptor of a receive is about to be closed: from the return of
+     * this on, the operation, which need not have been submitted yet, uses it
+     * no more, or holds the open file.  Any thread; whoever was woken must not
+     * go on before.
+     */
+    void (*drop)(struct AioContext *ctx, IoOp *op);
 
     /* A descriptor that is readable when wait() would find something, for
-     * foreign loops; or -1. */
+     * foreign loops; or -1, perhaps because operations are under way. */
     int (*descriptor)(struct AioContext *ctx);
 
     /* Before a foreign loop sleeps on that; or NULL.  Home thread. */

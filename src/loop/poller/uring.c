@@ -47,7 +47,16 @@
 #include "os/uring.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <string.h>
+
+/*
+ * A receive names its descriptor by number, which must not be closed, and stand
+ * for another file, between its submission and the moment in which the kernel
+ * takes it in and holds the file.  So it is in the list `queued` until then,
+ * and whoever closes the descriptor drops it from there; or waits until the
+ * home thread has come out of the kernel, if that has gone in with it.
+ */
 
 /* Completions that one wait takes. */
 #define BATCH 256
@@ -91,6 +100,10 @@ typedef struct UringState {
     unsigned n;
     int first; /* changed: descriptors, in order; or NONE */
     int last;
+    IoOp *queued;  /* receives that the kernel has not taken in; written by the
+                      home thread */
+    uint32_t exits; /* futex: how often it came back with some */
+    unsigned droppers; /* threads that wait for that */
 } UringState;
 
 static bool is_pipe(const AioContext *ctx)
@@ -117,6 +130,7 @@ static unsigned features_to_avoid(void)
     without |= strstr(names, "coop") ? OS_URING_NO_COOP : 0;
     without |= strstr(names, "skip") ? OS_URING_NO_SKIP : 0;
     without |= strstr(names, "files") ? OS_URING_NO_FILES : 0;
+    without |= strstr(names, "sockets") ? OS_URING_NO_SOCKETS : 0;
     return without;
 }
 
@@ -175,6 +189,61 @@ static COLD int enable(UringState *state)
     int ret = os_uring_enable(state->ring);
 
     state->enabled = ret == 0;
+    return ret;
+}
+
+/* --- entering the kernel --------------------------------------------------*/
+
+/* The kernel may take in what is queued from now on. */
+static void enter_queued(UringState *state)
+{
+    os_mutex_lock(&state->lock);
+    for (IoOp *op = state->queued; op; op = op->next) {
+        if (op->dropped) {
+            os_uring_replace(state->ring, op->slot);
+            op->result = -ECANCELED;
+        }
+        op->entering = true;
+    }
+    os_mutex_unlock(&state->lock);
+}
+
+/* It has; but for what it had no memory for. */
+static void exit_queued(UringState *state)
+{
+    IoOp *op, *next, *left = NULL;
+    unsigned droppers;
+
+    os_mutex_lock(&state->lock);
+    for (op = state->queued; op; op = next) {
+        next = op->next;
+        op->entering = false;
+        op->queued = !os_uring_taken(state->ring, op->slot);
+        if (op->queued) {
+            op->next = left;
+            left = op;
+        }
+    }
+    state->queued = left;
+    store_relaxed(&state->exits, state->exits + 1);
+    droppers = state->droppers;
+    os_mutex_unlock(&state->lock);
+    if (droppers > 0) {
+        os_futex_wake(&state->exits, INT_MAX);
+    }
+}
+
+/* Submit, and wait as os_uring_wait() does. */
+static int enter_ring(UringState *state, int64_t timeout_ns)
+{
+    int ret;
+
+    if (!state->queued) {
+        return os_uring_wait(state->ring, timeout_ns);
+    }
+    enter_queued(state);
+    ret = os_uring_wait(state->ring, timeout_ns);
+    exit_queued(state);
     return ret;
 }
 
@@ -279,9 +348,7 @@ static int arm_all_locked(UringState *state)
     return 0;
 }
 
-/* Queue what the kernel is to know before the next wait.  The ring is
- * enabled.  Returns 0, or -EAGAIN: there was not room for all. */
-static int prepare(AioContext *ctx, UringState *state)
+static int queue_wanted(AioContext *ctx, UringState *state)
 {
     int ret = 0;
 
@@ -296,6 +363,21 @@ static int prepare(AioContext *ctx, UringState *state)
     }
     store_relaxed(&ctx->poller.due, state->first != NONE);
     os_mutex_unlock(&state->lock);
+    return ret;
+}
+
+/*
+ * Queue what the kernel is to know before the next wait; a queue that is full
+ * meanwhile is submitted.  The ring is enabled.  Returns 0, or -EAGAIN: there
+ * was not room for all.
+ */
+static int prepare(AioContext *ctx, UringState *state)
+{
+    int ret = queue_wanted(ctx, state);
+
+    while (ret < 0 && os_uring_full(state->ring) && enter_ring(state, 0) == 0) {
+        ret = queue_wanted(ctx, state);
+    }
     return ret;
 }
 
@@ -335,7 +417,7 @@ static int update_uring(AioContext *ctx, int fd, uint32_t serial, uint32_t old,
     os_mutex_unlock(&state->lock);
     if (held && context_is_home(ctx, os_thread())) {
         prepare(ctx, state);
-        os_uring_wait(state->ring, 0); /* what completes is taken later */
+        enter_ring(state, 0); /* what completes is taken later */
     }
     return ret;
 }
@@ -484,7 +566,7 @@ static int await_uring(AioContext *ctx, int64_t timeout_ns)
             timeout_ns = 0;
         }
         ctx->poller.ops_waiting = false;
-        ret = os_uring_wait(state->ring, timeout_ns);
+        ret = enter_ring(state, timeout_ns);
         reported = take_completed(ctx, state, &awake);
         if (!is_forbidden(ret) && (awake || ret < 0 || timeout_ns == 0)) {
             return reported ? reported : ret;
@@ -496,18 +578,56 @@ static int await_uring(AioContext *ctx, int64_t timeout_ns)
 
 /* --- operations -----------------------------------------------------------*/
 
+static bool takes_uring(AioContext *ctx, OsUringCall call)
+{
+    const UringState *state = ctx->poller.state;
+
+    return os_uring_takes(state->ring, call);
+}
+
+/* Under the lock, so that drop_uring() finds it queued, or keeps it away. */
+static int queue_locked(UringState *state, IoOp *op)
+{
+    int ret;
+
+    if (op->dropped) {
+        return -ECANCELED;
+    }
+    ret =
+        os_uring_request(state->ring, &op->request, (uintptr_t)op, &op->slot);
+    if (ret >= 0 && op->request.call == OS_URING_RECV) {
+        op->queued = true;
+        op->next = state->queued;
+        state->queued = op;
+    }
+    return ret;
+}
+
+static int queue(UringState *state, IoOp *op)
+{
+    int ret;
+
+    os_mutex_lock(&state->lock);
+    ret = queue_locked(state, op);
+    os_mutex_unlock(&state->lock);
+    return ret;
+}
+
 static bool submit_uring(AioContext *ctx, IoOp *op)
 {
     UringState *state = ctx->poller.state;
-    uint64_t data = (uintptr_t)op;
     int ret;
 
-    invariant((data & DATA_KIND) == DATA_OP);
+    invariant(((uintptr_t)op & DATA_KIND) == DATA_OP);
     /* If it may not be: the next wait gives way. */
     if (unlikely(!state->enabled) && enable(state) < 0) {
         return false;
     }
-    ret = os_uring_request(state->ring, &op->request, data);
+    ret = queue(state, op);
+    if (ret == -EAGAIN && os_uring_full(state->ring)) {
+        enter_ring(state, 0);
+        ret = queue(state, op);
+    }
     if (ret < 0) {
         return false;
     }
@@ -517,13 +637,50 @@ static bool submit_uring(AioContext *ctx, IoOp *op)
     return true;
 }
 
-static void cancel_uring(AioContext *ctx, IoOp *op)
+static bool cancel_uring(AioContext *ctx, IoOp *op)
 {
     UringState *state = ctx->poller.state;
 
-    /* Without room, it ends by itself. */
-    if (os_uring_cancel(state->ring, (uintptr_t)op, DATA_IGNORE) == 0) {
-        ctx->poller.ops_waiting = true;
+    if (os_uring_full(state->ring)) {
+        enter_ring(state, 0);
+    }
+    if (os_uring_cancel(state->ring, (uintptr_t)op, DATA_IGNORE) < 0) {
+        return false;
+    }
+    ctx->poller.ops_waiting = true;
+    return true;
+}
+
+/* Returns whether the kernel has it, or has had it. */
+static bool drop_from_queue(AioContext *ctx, UringState *state, IoOp *op)
+{
+    uint32_t exits;
+    bool queued;
+
+    os_mutex_lock(&state->lock);
+    op->dropped = true;
+    while (op->entering) {
+        exits = state->exits;
+        state->droppers++;
+        os_mutex_unlock(&state->lock);
+        aio_notify(ctx); /* it may sleep there */
+        os_futex_wait(&state->exits, exits, -1);
+        os_mutex_lock(&state->lock);
+        state->droppers--;
+    }
+    queued = op->queued;
+    os_mutex_unlock(&state->lock);
+    return !queued;
+}
+
+static void drop_uring(AioContext *ctx, IoOp *op)
+{
+    UringState *state = ctx->poller.state;
+
+    /* Let go of the file there and then. */
+    if (drop_from_queue(ctx, state, op) &&
+        context_is_home(ctx, os_thread()) && cancel_uring(ctx, op)) {
+        enter_ring(state, 0);
     }
 }
 
@@ -582,7 +739,7 @@ static void prepare_uring(AioContext *ctx)
         give_way(ctx, ret);
     }
     prepare(ctx, state);
-    os_uring_wait(state->ring, 0);
+    enter_ring(state, 0);
 }
 
 const PollerOps poller_uring = {
@@ -592,8 +749,10 @@ const PollerOps poller_uring = {
     .close = close_uring,
     .update = update_uring,
     .wait = await_uring,
+    .takes = takes_uring,
     .submit = submit_uring,
     .cancel = cancel_uring,
+    .drop = drop_uring,
     .descriptor = describe_uring,
     .prepare = prepare_uring,
 };
