@@ -7,11 +7,14 @@
  * other.  `mutex_wN`: its unlock does not hand the lock on, so each fiber
  * yields once with the lock held to let the others queue.  `mutex_t2`: one
  * fiber on each of two threads.  `wake_asleep`: two threads bounce a value over
- * buffered channels, and sleep in between.
+ * buffered channels, and sleep in between.  `restart_all`: notify_all on a
+ * condition variable with a lock that does nothing, to fibers that each count
+ * it and wait again.
  */
 #include <atomic>
 #include <boost/fiber/all.hpp>
 #include <boost/version.hpp>
+#include <unistd.h>
 #include <vector>
 
 #include "../bench.h"
@@ -191,6 +194,40 @@ double wake_work(uint64_t count)
     return bench_parallel(2, wake_body, &court);
 }
 
+struct NoLock {
+    void lock() {}
+    void unlock() {}
+};
+
+fibers::condition_variable_any gong;
+uint64_t waiters, times;
+
+void wait_on_and_on()
+{
+    NoLock lock;
+
+    for (uint64_t mine = times + 1;; mine++) {
+        gong.wait(lock);
+        bench_check(mine == times, "a waiter runs once each time");
+        calls++;
+    }
+}
+
+double restart_all_work(uint64_t count)
+{
+    for (; waiters < count; waiters++) {
+        fibers::fiber(fibers::launch::dispatch, wait_on_and_on).detach();
+    }
+    calls = 0;
+    times++;
+    uint64_t begin = bench_now();
+    gong.notify_all();
+    this_fiber::yield();
+    begin = bench_now() - begin;
+    bench_check(calls == count, "each waiter runs");
+    return double(begin);
+}
+
 const BenchWorkload workloads[] = {
     {"switch", switch_work},
     {"switch_1000", switch_1000_work},
@@ -200,6 +237,7 @@ const BenchWorkload workloads[] = {
     {"mutex_w10", contend_10_work},
     {"mutex_w100", contend_100_work},
     {"mutex_t2", mutex_threads_work},
+    {"restart_all", restart_all_work},
     {"wake_asleep", wake_work},
     {nullptr, nullptr},
 };
@@ -213,5 +251,9 @@ int main(int argc, char **argv)
         "round_robin scheduler, pooled_fixedsize_stack", workloads,
     };
 
-    return bench_main(argc, argv, &program);
+    int status = bench_main(argc, argv, &program);
+
+    /* The scheduler's end would wait for those that wait for gong. */
+    fflush(stdout);
+    _exit(status);
 }

@@ -9,7 +9,9 @@
 // once with the lock held.  `wake_asleep` locks both goroutines to threads of
 // their own, which is what a wake-up between threads costs in Go.  The posts
 // go through one buffered channel.  AfterFunc runs each callback in a new
-// goroutine, and timer_fire counts that.
+// goroutine, and timer_fire counts that.  `restart_all` is Broadcast of a Cond
+// with a lock that does nothing, to goroutines that each count it and wait
+// again.
 package main
 
 import (
@@ -140,6 +142,47 @@ func mutexThreads(count, threads int) time.Duration {
 	return elapsed
 }
 
+type noLock struct{}
+
+func (noLock) Lock()   {}
+func (noLock) Unlock() {}
+
+var waiting struct {
+	gong       *sync.Cond
+	waiters    int
+	times, ran int
+}
+
+func waitOnAndOn() {
+	for mine := waiting.times + 1; ; mine++ {
+		waiting.gong.Wait()
+		check(mine == waiting.times, "a waiter runs once each time")
+		waiting.ran++
+	}
+}
+
+func restartAll(count int) time.Duration {
+	runtime.GOMAXPROCS(1)
+	w := &waiting
+	if w.gong == nil {
+		w.gong = sync.NewCond(noLock{})
+	}
+	for ; w.waiters < count; w.waiters++ {
+		go waitOnAndOn()
+	}
+	runtime.Gosched() // those that are new wait
+	w.ran = 0
+	w.times++
+	begin := time.Now()
+	w.gong.Broadcast()
+	for w.ran < count {
+		runtime.Gosched()
+	}
+	elapsed := time.Since(begin)
+	check(w.ran == count, "each waiter runs")
+	return elapsed
+}
+
 type slot struct {
 	busy atomic.Bool
 	_    [60]byte
@@ -244,6 +287,7 @@ var workloads = map[string]func(int) time.Duration{
 	"mutex_w100":  func(n int) time.Duration { return contend(n, 100) },
 	"mutex_t2":    func(n int) time.Duration { return mutexThreads(n, 2) },
 	"mutex_t5":    func(n int) time.Duration { return mutexThreads(n, 5) },
+	"restart_all": restartAll,
 	"post_1":      func(n int) time.Duration { return posts(n, 1) },
 	"post_3":      func(n int) time.Duration { return posts(n, 3) },
 	"wake_asleep": wake,

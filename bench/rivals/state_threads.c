@@ -6,6 +6,7 @@
  * It has no plain yield, so a round trip of `switch` is a signal and a wait on
  * two condition variables.  `mutex_wN`: its unlock hands the lock to the
  * first waiter, so threads that lock and unlock in turn always contend.
+ * `restart_all`: a broadcast to threads that each count it and wait again.
  */
 #include <st.h>
 
@@ -145,6 +146,42 @@ static double contend_100_work(uint64_t count)
     return contend_work(count, 100);
 }
 
+static st_cond_t gong;
+static uint64_t waiters, times;
+
+static void *wait_on_and_on(void *opaque)
+{
+    (void)opaque;
+    for (uint64_t mine = times + 1;; mine++) {
+        st_cond_wait(gong);
+        bench_check(mine == times, "a waiter runs once each time");
+        calls++;
+    }
+    return NULL;
+}
+
+static double restart_all_work(uint64_t count)
+{
+    uint64_t begin;
+
+    start_once();
+    if (!gong) {
+        gong = st_cond_new();
+    }
+    for (; waiters < count; waiters++) {
+        st_thread_create(wait_on_and_on, NULL, 0, 0);
+    }
+    st_usleep(0);               /* they wait */
+    calls = 0;
+    times++;
+    begin = bench_now();
+    st_cond_broadcast(gong);
+    st_usleep(0);               /* they run, and wait again */
+    begin = bench_now() - begin;
+    bench_check(calls == count, "each waiter runs");
+    return (double)begin;
+}
+
 static const BenchWorkload workloads[] = {
     {"switch", switch_work},
     {"create", create_work},
@@ -152,6 +189,7 @@ static const BenchWorkload workloads[] = {
     {"mutex_w2", contend_2_work},
     {"mutex_w10", contend_10_work},
     {"mutex_w100", contend_100_work},
+    {"restart_all", restart_all_work},
     {NULL, NULL},
 };
 
