@@ -179,7 +179,8 @@ int main(int argc, char **argv)
 {
     static const BenchProgram program = {
 #if LOCK == LOCK_PTHREAD
-        "pthread", "glibc", "pthread_mutex_t, default attributes",
+        "pthread", "glibc",
+        "pthread_mutex_t and pthread_rwlock_t, default attributes",
 #elif LOCK == LOCK_FIFO
         "fifo", "own", "fair hand-off, a waiter sleeps at once",
 #elif LOCK == LOCK_FIFO_SPIN
