@@ -92,6 +92,8 @@
     each(WAKE_WAY_KEPT, "wake-way-kept")                                      \
     each(WORKER_CANCEL, "worker-cancel")                                      \
     each(WORKER_GIVES_UP, "worker-gives-up")                                  \
+    each(WORKER_LANE_LEFT, "worker-lane-left")                                \
+    each(WORKER_LANE_STUCK, "worker-lane-stuck")                              \
     each(WORKER_MISCOUNTS, "worker-miscounts")                                \
     each(WORKER_NESTED, "worker-nested")                                      \
     each(WORKER_NOT_CALLED, "worker-not-called")                              \

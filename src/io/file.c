@@ -11,6 +11,9 @@
  *   the engine  everything else at an offset, if it can (io_uring)
  *   a worker    everything else
  *
+ * Workers make the buffered writes of a descriptor one after the other, in the
+ * order of the calls: the kernel would not let two of them in at once.
+ *
  * RWF_NOWAIT stops where the page cache ends, which is not the end of the
  * file: the rest of a short count is fetched, too, so that a short count means
  * the same as with pread(2).
@@ -102,6 +105,9 @@ static ssize_t coroutine_fn transfer_elsewhere(const FileCall *f, IoTransfer *t)
 
     if (result != IO_NEEDS_OTHER_WAY) {
         return result;
+    }
+    if (t->direction == IO_WRITE) {
+        return io_write_in_worker(f->entry, transfer_blocking, t, t->what);
     }
     return io_run_in_worker(f->entry, transfer_blocking, t, t->what);
 }

@@ -49,6 +49,8 @@ typedef struct IoFd {
     uint32_t transfers;  /* atomic; since the facts were checked; a hint */
     uint64_t serial;     /* atomic; of the file, when they were */
 
+    WorkerLane writes; /* those that exclude one another; the pool's */
+
     List jobs;        /* of IoJob.link; lock of sides[IO_READ], like: */
     CoWait *closer;   /* waits for running to be 0, or NULL */
     uint32_t running; /* atomic, futex: jobs that a worker has begun, and
@@ -61,6 +63,7 @@ typedef struct IoFd {
 #define IO_KIND_MASK       7u
 #define IO_NO_NOWAIT_READ  8u /* RWF_NOWAIT does not work, or would block */
 #define IO_NO_NOWAIT_WRITE 16u
+#define IO_WRITES_EXCLUDE  32u /* each other, for all of their time */
 
 /* After so many transfers the kernel is asked again what a number is. */
 #define IO_CHECK_INTERVAL 256
@@ -169,6 +172,13 @@ typedef ssize_t IoBlocking(void *arg);
  */
 ssize_t coroutine_fn io_run_in_worker(IoFd *entry, IoBlocking *fn, void *arg,
                                       const char *what);
+
+/*
+ * The same for a write: after all that were so given for entry before, if such
+ * writes would only wait for each other.
+ */
+ssize_t coroutine_fn io_write_in_worker(IoFd *entry, IoBlocking *fn, void *arg,
+                                        const char *what);
 
 /* The same while the caller has a turn that may have been taken away. */
 ssize_t coroutine_fn io_run_in_worker_turn(const IoTurn *turn, IoBlocking *fn,

@@ -192,10 +192,12 @@ static ssize_t coroutine_fn job_make(IoJob *job, const IoTurn *turn,
     return co_wait_park(&job->wait, -1);
 }
 
-static ssize_t coroutine_fn run(IoFd *entry, const IoTurn *turn, IoBlocking *fn,
-                                void *arg, const char *what)
+static ssize_t coroutine_fn run(IoFd *entry, const IoTurn *turn,
+                                WorkerLane *lane, IoBlocking *fn, void *arg,
+                                const char *what)
 {
-    IoJob job = {.entry = entry, .fn = fn, .arg = arg};
+    IoJob job = {
+        .job = {.lane = lane}, .entry = entry, .fn = fn, .arg = arg};
     ssize_t result;
 
     if (!io_has_home()) {
@@ -208,13 +210,21 @@ static ssize_t coroutine_fn run(IoFd *entry, const IoTurn *turn, IoBlocking *fn,
 ssize_t io_run_in_worker(IoFd *entry, IoBlocking *fn, void *arg,
                          const char *what)
 {
-    return run(entry, NULL, fn, arg, what);
+    return run(entry, NULL, NULL, fn, arg, what);
+}
+
+ssize_t io_write_in_worker(IoFd *entry, IoBlocking *fn, void *arg,
+                           const char *what)
+{
+    bool exclude = load_relaxed(&entry->facts) & IO_WRITES_EXCLUDE;
+
+    return run(entry, NULL, exclude ? &entry->writes : NULL, fn, arg, what);
 }
 
 ssize_t io_run_in_worker_turn(const IoTurn *turn, IoBlocking *fn, void *arg,
                               const char *what)
 {
-    return run(turn->entry, turn, fn, arg, what);
+    return run(turn->entry, turn, NULL, fn, arg, what);
 }
 
 /* --- the public call ------------------------------------------------------*/

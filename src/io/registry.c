@@ -121,9 +121,17 @@ IoFd *io_fd_get(int fd)
 
 /* --- facts ----------------------------------------------------------------*/
 
-/* What is true of an open file by its flags. */
-static uint32_t facts_of_flags(int flags)
+/*
+ * What is true of an open file by its flags.
+ *
+ * A buffered write holds the lock of its inode from beginning to end, so that
+ * two of one file at once would be one that waits for the other.  One with
+ * O_DSYNC lets go of it before it waits for the device, and those of a block
+ * device have no such lock.
+ */
+static uint32_t facts_of_open_file(int fd)
 {
+    int flags = os_file_flags(fd);
     uint32_t facts = 0;
 
     /* The call would return at once, but after the device. */
@@ -132,6 +140,10 @@ static uint32_t facts_of_flags(int flags)
     }
     if (flags & (O_SYNC | O_DSYNC)) {
         facts |= IO_NO_NOWAIT_WRITE;
+    }
+    if (!(facts & IO_NO_NOWAIT_WRITE) && (flags & O_ACCMODE) != O_RDONLY &&
+        !os_file_is_device(fd)) {
+        facts |= IO_WRITES_EXCLUDE;
     }
     return facts;
 }
@@ -156,7 +168,7 @@ int io_fd_check(int fd, IoFd **out, OsFileKind *kind)
         load_relaxed(&entry->transfers) >= IO_CHECK_INTERVAL) {
         facts = IO_KIND(*kind);
         if (*kind == OS_FILE_REGULAR) {
-            facts |= facts_of_flags(os_file_flags(fd));
+            facts |= facts_of_open_file(fd);
         }
         store_relaxed(&entry->facts, facts);
         store_relaxed(&entry->serial, serial);

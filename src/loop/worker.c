@@ -2,10 +2,15 @@
 /*
  * The worker pool: one for the process.
  *
- * Guarantees: jobs begin in the order in which they were submitted; done is
- * called once for each job that was taken, cancelled ones included, unless
- * its context has stopped.  Does not guarantee that a job begins at all while
- * WORKER_MAX others block.
+ * Guarantees: jobs begin in the order in which they were submitted, those of a
+ * lane among themselves; done is called once for each job that was taken,
+ * cancelled ones included, unless its context has stopped.  Does not guarantee
+ * that a job begins at all while WORKER_MAX others block.
+ *
+ * Of a lane, one job at most is in the queue or runs; the others wait in the
+ * lane.  The thread that has run one goes on with the next of its lane, so that
+ * nobody is woken for it; after LANE_TURN of them, while others wait for a
+ * thread, the next goes to the end of the queue instead.
  *
  * A job lives in its owner's memory, who is parked until done.  From the
  * submission until its completion has been posted it holds a pin on its
@@ -16,11 +21,13 @@
  *
  * INVARIANTS (all of the pool is protected by its lock)
  *
- *   1. A job is in the queue exactly while its state is JOB_QUEUED.
+ *   1. A job is in the queue exactly while its state is JOB_QUEUED, and waits
+ *      in its lane exactly while that is JOB_WAITING.
  *   2. idle counts the threads that wait for a job; queued the jobs in the
  *      queue.  When a submission ends, queued > idle only if no more threads
  *      can be had, and then at least one thread exists that will look.
  *   3. threads <= WORKER_MAX.
+ *   4. A lane in which a job waits is taken.
  */
 #include "base/explore.h"
 #include "loop/worker.h"
@@ -32,7 +39,10 @@
 
 #define IDLE_NS (10 * INT64_C(1000000000))
 
-enum { JOB_QUEUED = 1, JOB_RUNNING, JOB_CANCELLED };
+/* So many jobs of a lane a thread runs before others have their turn. */
+#define LANE_TURN 16
+
+enum { JOB_QUEUED = 1, JOB_WAITING, JOB_RUNNING, JOB_CANCELLED };
 
 static struct {
     OsMutex lock;
@@ -68,6 +78,13 @@ static void complete(WorkerJob *job, int result)
     context_reap(); /* the owner may have finished before we got here */
 }
 
+static void enqueue_locked(WorkerJob *job)
+{
+    job->state = JOB_QUEUED;
+    list_append(&pool.queue, &job->link);
+    pool.queued++;
+}
+
 static WorkerJob *take_job_locked(void)
 {
     List *link = list_take_first(&pool.queue);
@@ -81,6 +98,69 @@ static WorkerJob *take_job_locked(void)
     job->state = JOB_RUNNING;
     pool.queued--;
     return job;
+}
+
+/* The next of a lane that goes on, or NULL: then it is free. */
+static WorkerJob *take_waiting_locked(WorkerLane *lane)
+{
+    List *link = list_take_first(&lane->waiting);
+    WorkerJob *job;
+
+    invariant(lane->taken); /* INVARIANTS 4 */
+    if (!link) {
+        MARK("worker: a lane is free");
+        lane->taken = false;
+        return NULL;
+    }
+    job = list_entry(link, WorkerJob, link);
+    invariant(job->state == JOB_WAITING); /* INVARIANTS 1 */
+    return job;
+}
+
+/*
+ * A thread has run a job of lane (NULL: of none), the ran-th in a row.  Returns
+ * the next, if it is to run that at once.  Else it looks at the queue, so what
+ * is put there needs no other thread.
+ */
+static WorkerJob *go_on_locked(WorkerLane *lane, unsigned ran)
+{
+    WorkerJob *job = NULL;
+
+    if (lane && !MUTANT(WORKER_LANE_LEFT)) {
+        job = take_waiting_locked(lane);
+    }
+    if (job && ran >= LANE_TURN && pool.queued > pool.idle) {
+        enqueue_locked(job);
+        return NULL;
+    }
+    if (job) {
+        MARK("worker: one goes on in its lane");
+        job->state = JOB_RUNNING;
+    }
+    return job;
+}
+
+/* A job of lane left the queue without having run. */
+static void pass_on_locked(WorkerLane *lane)
+{
+    WorkerJob *next = take_waiting_locked(lane);
+
+    if (next) {
+        enqueue_locked(next);
+    }
+}
+
+/* Run job, without the lock, and what else of its lane comes next. */
+static void run_locked(WorkerJob *job)
+{
+    for (unsigned ran = 1; job; ran++) {
+        WorkerLane *lane = job->lane;
+
+        os_mutex_unlock(&pool.lock);
+        complete(job, job->fn(job->arg));
+        os_mutex_lock(&pool.lock);
+        job = go_on_locked(lane, ran);
+    }
 }
 
 /* Wait for work; false: there was none for long enough. */
@@ -108,9 +188,7 @@ static void worker_main(void *arg)
     os_mutex_lock(&pool.lock);
     do {
         while ((job = take_job_locked())) {
-            os_mutex_unlock(&pool.lock);
-            complete(job, job->fn(job->arg));
-            os_mutex_lock(&pool.lock);
+            run_locked(job);
         }
     } while (await_work_locked());
     MARK("worker: one ends for want of work");
@@ -158,6 +236,27 @@ static int call_thread_locked(void)
     return pool.threads > 0 ? 0 : -EAGAIN; /* INVARIANTS 2 */
 }
 
+/* Returns 0, or -EAGAIN. */
+static int submit_locked(WorkerJob *job)
+{
+    WorkerLane *lane = job->lane;
+    int ret;
+
+    if (lane && lane->taken) {
+        job->state = JOB_WAITING;
+        list_append(&lane->waiting, &job->link);
+        return 0;
+    }
+    enqueue_locked(job);
+    ret = call_thread_locked();
+    if (ret < 0) {
+        remove_locked(job);
+    } else if (lane) {
+        lane->taken = true;
+    }
+    return ret;
+}
+
 int worker_submit(WorkerJob *job)
 {
     AioContext *ctx = os_thread()->context;
@@ -166,7 +265,6 @@ int worker_submit(WorkerJob *job)
     invariant(ctx);
     job->ctx = ctx;
     job->post.run = job_posted;
-    job->state = JOB_QUEUED;
     if (!MUTANT(WORKER_UNPINNED)) {
         context_pin(ctx);
     }
@@ -176,13 +274,8 @@ int worker_submit(WorkerJob *job)
         os_cond_init(&pool.has_work);
         pool.ready = true;
     }
-    list_append(&pool.queue, &job->link);
-    pool.queued++;
-    ret = call_thread_locked();
+    ret = submit_locked(job);
     invariant(pool.threads <= WORKER_MAX); /* INVARIANTS 3 */
-    if (ret < 0) {
-        remove_locked(job);
-    }
     os_mutex_unlock(&pool.lock);
 
     if (ret < 0) {
@@ -191,19 +284,33 @@ int worker_submit(WorkerJob *job)
     return ret;
 }
 
+/* Take a job that has not begun from where it waits. */
+static void take_back_locked(WorkerJob *job)
+{
+    if (job->state == JOB_WAITING) {
+        MARK("worker: a job is taken back from its lane");
+        list_remove(&job->link);
+    } else {
+        MARK("worker: a job is taken back");
+        remove_locked(job);
+        if (job->lane && !MUTANT(WORKER_LANE_STUCK)) {
+            pass_on_locked(job->lane);
+        }
+    }
+    job->state = JOB_CANCELLED;
+}
+
 bool worker_cancel(WorkerJob *job)
 {
     bool cancelled;
 
     os_mutex_lock(&pool.lock);
-    cancelled = job->state == JOB_QUEUED;
+    cancelled = job->state == JOB_QUEUED || job->state == JOB_WAITING;
     if (MUTANT(WORKER_CANCEL) && job->state == JOB_RUNNING) {
         cancelled = true;
         job->state = JOB_CANCELLED;
     } else if (cancelled) {
-        MARK("worker: a job is taken back");
-        remove_locked(job);
-        job->state = JOB_CANCELLED;
+        take_back_locked(job);
     } else {
         MARK("worker: too late to take a job back");
     }

@@ -19,12 +19,24 @@
 
 typedef struct WorkerJob WorkerJob;
 
+/*
+ * Jobs that would only wait for one another if they ran at once: they run one
+ * after the other, in the order of submission, most of them by one thread,
+ * which need not be woken for each.  Usable when zeroed; it is to outlive the
+ * run of its jobs, fn, not their completion only.
+ */
+typedef struct WorkerLane {
+    List waiting; /* of WorkerJob.link; the pool's lock, like: */
+    bool taken;   /* one of its jobs is in the pool's queue or runs */
+} WorkerLane;
+
 struct WorkerJob {
     Post post;                      /* first: the completion */
-    List link;                      /* in the queue; the pool's lock */
+    List link;                      /* in a queue; the pool's lock */
     int (*fn)(void *arg);
     void *arg;
     void (*done)(WorkerJob *job);   /* on the home thread, outside coroutines */
+    WorkerLane *lane;               /* or NULL: may run beside any other */
     AioContext *ctx;
     int result;                     /* of fn, or -ECANCELED */
     uint32_t state;                 /* the pool's lock, after submission */

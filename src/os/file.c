@@ -245,6 +245,14 @@ int os_file_kind(int fd, OsFileKind *kind, uint64_t *serial)
     return 0;
 }
 
+bool os_file_is_device(int fd)
+{
+    struct stat st;
+
+    os_count(OS_COUNT_SYSCALLS);
+    return fstat(fd, &st) == 0 && S_ISBLK(st.st_mode);
+}
+
 int os_file_flags(int fd)
 {
     int flags = fcntl(fd, F_GETFL);

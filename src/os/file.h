@@ -57,6 +57,9 @@ typedef enum OsFileKind {
  * stood for at different times (device and inode, mixed). */
 int os_file_kind(int fd, OsFileKind *kind, uint64_t *serial);
 
+/* Whether fd is a block device. */
+bool os_file_is_device(int fd);
+
 /* Whether O_NONBLOCK is set on fd. */
 bool os_file_nonblocking(int fd);
 

@@ -215,6 +215,88 @@ EXPLORE(a_job_waits_for_the_next, .setup = make_one,
         .mutants = {{MUTANT_WORKER_MISCOUNTS, "lost wake-up",
                      "wait_for_the_next", false}})
 
+/* --- a lane ---------------------------------------------------------------*/
+
+static WorkerLane lane;
+static bool in_lane; /* a job of it runs; none of them runs beside another */
+
+static int work_in_lane(void *arg)
+{
+    (void)arg;
+    CHECK(!in_lane);
+    in_lane = true;
+    CHECK(in_lane);
+    in_lane = false;
+    return 0;
+}
+
+static void submit_to_lane(int i)
+{
+    jobs[i].lane = &lane;
+    submit_job(i, work_in_lane);
+}
+
+static void submit_two_to_lane(void)
+{
+    aio_context_attach(co_context[0]);
+    explore_begin();
+    submit_to_lane(0);
+    submit_to_lane(1);
+    poll_until(2);
+    explore_end();
+    aio_context_unref(co_context[0]);
+}
+
+EXPLORE(two_jobs_share_a_lane, .setup = make_one,
+        .threads = {submit_two_to_lane},
+        .marks = {"worker: one goes on in its lane",
+                  "worker: a lane is free"},
+        .mutants = {{MUTANT_WORKER_LANE_LEFT, "lost wake-up", "worker", false}})
+
+static void submit_two_to_lane_and_cancel(void)
+{
+    bool cancelled;
+
+    aio_context_attach(co_context[0]);
+    explore_begin();
+    submit_to_lane(0);
+    submit_to_lane(1);
+    cancelled = worker_cancel(&jobs[0]);
+    poll_until(2);
+    CHECK_EQ(jobs[0].result, cancelled ? -ECANCELED : 0);
+    CHECK_EQ(jobs[1].result, 0);
+    explore_end();
+    aio_context_unref(co_context[0]);
+}
+
+EXPLORE(the_first_of_a_lane_is_taken_back, .setup = make_one,
+        .threads = {submit_two_to_lane_and_cancel},
+        .marks = {"worker: a job is taken back",
+                  "worker: too late to take a job back"},
+        .mutants = {
+            {MUTANT_WORKER_LANE_STUCK, "lost wake-up", "worker", false}})
+
+static void submit_two_to_lane_and_cancel_the_second(void)
+{
+    bool cancelled;
+
+    aio_context_attach(co_context[0]);
+    explore_begin();
+    submit_to_lane(0);
+    submit_to_lane(1);
+    cancelled = worker_cancel(&jobs[1]);
+    poll_until(2);
+    CHECK_EQ(jobs[0].result, 0);
+    CHECK_EQ(jobs[1].result, cancelled ? -ECANCELED : 0);
+    explore_end();
+    aio_context_unref(co_context[0]);
+}
+
+EXPLORE(the_next_of_a_lane_is_taken_back, .setup = make_one,
+        .threads = {submit_two_to_lane_and_cancel_the_second},
+        .marks = {"worker: a job is taken back from its lane",
+                  "worker: too late to take a job back"})
+
 /* --- two contexts ---------------------------------------------------------*/
 
 static bool finished[2]; /* each its own thread's */

@@ -331,6 +331,7 @@ typedef struct Job {
     sem_t go_on;
     ssize_t result;
     bool done;
+    bool writes;
     IoFd *entry;
 } Job;
 
@@ -347,7 +348,10 @@ static void coroutine_fn work(void *opaque)
 {
     Job *job = opaque;
 
-    job->result = io_run_in_worker(job->entry, block_until_told, job, "test");
+    job->result =
+        job->writes
+            ? io_write_in_worker(job->entry, block_until_told, job, "test")
+            : io_run_in_worker(job->entry, block_until_told, job, "test");
     job->done = true;
 }
 
@@ -408,6 +412,39 @@ ON_EACH_ENGINE(closing_takes_back_what_has_not_begun)
         CHECK_EQ(busy[i].result, 7);
     }
     CHECK_EQ(do_close(ctx, other), 0);
+    go_end(ctx);
+}
+
+/* What waits behind another write is, too, though there are idle workers. */
+ON_EACH_ENGINE(closing_takes_back_writes_that_wait_for_another)
+{
+    AioContext *ctx = go_begin(engine);
+    int fd = (int)syscall(SYS_memfd_create, "coaio-test", 1u);
+    IoFd *entry = io_fd_get(fd);
+    Call closer = {.fd = fd};
+    Job first, queued[2];
+
+    io_fd_learn(entry, IO_WRITES_EXCLUDE);
+    job_init(&first, entry);
+    first.writes = true;
+    go(work, &first);
+    gate_pass(&first.begun);
+    for (int i = 0; i < 2; i++) {
+        job_init(&queued[i], entry);
+        queued[i].writes = true;
+        go(work, &queued[i]);
+    }
+    go(close_it, &closer);
+    for (int i = 0; i < 2; i++) {
+        go_until(ctx, &queued[i].done);
+        CHECK_EQ(queued[i].result, -ECANCELED);
+    }
+    CHECK(!closer.done);
+    gate_open(&first.go_on);
+    go_until(ctx, &closer.done);
+    CHECK_EQ(closer.result, 0);
+    go_until(ctx, &first.done);
+    CHECK_EQ(first.result, 7);
     go_end(ctx);
 }
 

@@ -8,6 +8,7 @@
 
 #include "go.h"
 #include "io/io_int.h"
+#include "loopthread.h"
 #include "os/fault.h"
 #include "os/file.h"
 
@@ -15,6 +16,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -331,6 +333,166 @@ TEST(what_a_file_cannot_do_is_tried_once)
     }
     CHECK(own_calls > 1);
     close(fd);
+    go_end(ctx);
+}
+
+/* --- buffered writes of one file ------------------------------------------*/
+
+#define WRITES 32
+
+static unsigned writing, writing_most, written; /* atomic */
+static int written_to;
+static char write_bytes[WRITES]; /* the first byte of each, in order */
+
+/* How many are within pwritev(2) at once. */
+static void record_writes(const OsRecord *r)
+{
+    if (strcmp(r->call, "pwritev") != 0 || r->fd != written_to) {
+        return;
+    }
+    if (r->begin) {
+        unsigned now = fetch_add_acq_rel(&writing, 1u) + 1;
+
+        if (now > load_relaxed(&writing_most)) {
+            store_relaxed(&writing_most, now);
+        }
+        sched_yield(); /* time for another to come in */
+    } else {
+        fetch_add_acq_rel(&writing, -1u);
+        fetch_add_acq_rel(&written, 1u);
+    }
+}
+
+static void write_many(AioContext *ctx, int fd)
+{
+    static File writes[WRITES];
+
+    written_to = fd;
+    os_set_recorder(record_writes);
+    for (int i = 0; i < WRITES; i++) {
+        write_bytes[i] = (char)i;
+        writes[i] = (File){.fd = fd,
+                           .op = PWRITE,
+                           .buf = &write_bytes[i],
+                           .count = 1,
+                           .offset = i};
+        go(operate, &writes[i]);
+    }
+    for (int i = 0; i < WRITES; i++) {
+        go_until(ctx, &writes[i].done);
+        CHECK_EQ(writes[i].result, 1);
+    }
+}
+
+TEST(buffered_writes_of_a_file_are_made_by_one_worker)
+{
+    AioContext *ctx = go_begin("epoll");
+    int fd = on_disk();
+    char buf[WRITES];
+    IoFd *entry;
+    OsFileKind kind;
+
+    CHECK_EQ(io_fd_check(fd, &entry, &kind), 0);
+    io_fd_learn(entry, IO_NO_NOWAIT_WRITE); /* as on ext4 */
+    write_many(ctx, fd);
+    CHECK_EQ(load_acquire(&written), WRITES);
+    CHECK_EQ(load_acquire(&writing_most), 1);
+    CHECK_EQ(worker_thread_count(), 1);
+    CHECK_EQ(pread(fd, buf, WRITES, 0), WRITES);
+    CHECK_EQ(memcmp(buf, write_bytes, WRITES), 0);
+    close(fd);
+    go_end(ctx);
+}
+
+static bool writes_exclude(int fd)
+{
+    OsFileKind kind;
+    IoFd *entry;
+    bool exclude;
+
+    CHECK_EQ(io_fd_check(fd, &entry, &kind), 0);
+    exclude = load_relaxed(&entry->facts) & IO_WRITES_EXCLUDE;
+    return exclude;
+}
+
+/* What waits for the device does so beside others. */
+TEST(only_buffered_writes_of_files_wait_for_each_other)
+{
+    AioContext *ctx = go_begin("epoll");
+    const int fds[] = {
+        on_disk(),
+        temporary("/var/tmp", O_DSYNC),
+        temporary("/var/tmp", O_SYNC),
+        temporary("/var/tmp", O_DIRECT),
+        in_memory(),
+        open("/proc/self/exe", O_RDONLY | O_CLOEXEC),
+    };
+
+    /* All open at once: no number and no inode is used again. */
+    for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++) {
+        CHECK_EQ(writes_exclude(fds[i]), i == 0);
+    }
+    for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++) {
+        close(fds[i]);
+    }
+    go_end(ctx);
+}
+
+typedef struct Held {
+    IoFd *entry;
+    sem_t begun;
+    sem_t go_on;
+    bool done;
+} Held;
+
+static ssize_t hold(void *opaque)
+{
+    Held *held = opaque;
+
+    gate_open(&held->begun);
+    gate_pass(&held->go_on);
+    return 0;
+}
+
+static void coroutine_fn hold_writes(void *opaque)
+{
+    Held *held = opaque;
+
+    CHECK_EQ(io_write_in_worker(held->entry, hold, held, "test"), 0);
+    held->done = true;
+}
+
+/* A write of the file takes its time; others wait behind it. */
+TEST(syncs_and_other_files_do_not_wait_for_writes)
+{
+    AioContext *ctx = go_begin("epoll");
+    int fd = on_disk(), other = on_disk();
+    OsFileKind kind;
+    Held held = {.done = false};
+    File behind = {.fd = fd, .op = PWRITE, .buf = write_bytes, .count = 1};
+
+    CHECK_EQ(pwrite(fd, "x", 1, 0), 1);
+    CHECK_EQ(io_fd_check(fd, &held.entry, &kind), 0);
+    io_fd_learn(held.entry, IO_NO_NOWAIT_READ | IO_NO_NOWAIT_WRITE);
+    gate_init(&held.begun);
+    gate_init(&held.go_on);
+    go(hold_writes, &held);
+    gate_pass(&held.begun);
+    go(operate, &behind);
+
+    CHECK_EQ(do_op(ctx, PREAD, fd, write_bytes, 1, 0), 1);
+    CHECK_EQ(do_op(ctx, FALLOCATE, fd, NULL, 4096, 0), 0);
+    CHECK_EQ(do_op(ctx, FSYNC, fd, NULL, 0, 0), 0);
+    CHECK_EQ(do_op(ctx, FDATASYNC, fd, NULL, 0, 0), 0);
+    CHECK_EQ(do_op(ctx, PWRITE, other, write_bytes, 1, 0), 1);
+    CHECK(!held.done);
+    CHECK(!behind.done);
+    gate_open(&held.go_on);
+    go_until(ctx, &held.done);
+    go_until(ctx, &behind.done);
+    CHECK_EQ(behind.result, 1);
+    close(fd);
+    close(other);
     go_end(ctx);
 }
 

@@ -2,7 +2,7 @@
 /*
  * The worker pool: a hundred jobs, order, cancellation before, during and
  * after, the limit of threads and their end, failure to start one, jobs of
- * several contexts and of one that has stopped.
+ * several contexts and of one that has stopped, jobs that share a lane.
  */
 #include "loopthread.h"
 #include "workers.h"
@@ -357,6 +357,189 @@ TEST(the_threads_block_signals_and_have_no_context)
     close_context();
 }
 
+/* --- lanes ----------------------------------------------------------------*/
+
+static WorkerLane lane, other_lane;
+
+static void submit_gated(Job *job, WorkerLane *in)
+{
+    job_init(job, 7);
+    job->gated = true;
+    job->job.lane = in;
+    CHECK_EQ(worker_submit(&job->job), 0);
+}
+
+TEST(jobs_of_a_lane_run_one_after_the_other)
+{
+    static Job jobs[MANY];
+
+    open_context();
+    for (int i = 0; i < MANY; i++) {
+        submit_gated(&jobs[i], &lane);
+    }
+    for (unsigned i = 0; i < MANY; i++) {
+        gate_pass(&jobs[i].began);
+        CHECK_EQ(load_acquire(&begun), i + 1);
+        CHECK_EQ(jobs[i].order, i);
+        release(&jobs[i], 1);
+        await_done(i + 1);
+        CHECK_EQ(jobs[i].result, 7);
+    }
+    CHECK_EQ(worker_thread_count(), 1); /* nobody else was called */
+    close_context();
+}
+
+TEST(jobs_of_other_lanes_do_not_wait)
+{
+    Job first, second, other, plain;
+
+    open_context();
+    submit_gated(&first, &lane);
+    submit_gated(&second, &lane);
+    submit_gated(&other, &other_lane);
+    submit_gated(&plain, NULL);
+    gate_pass(&first.began);
+    gate_pass(&other.began);
+    gate_pass(&plain.began);
+    CHECK_EQ(load_acquire(&second.ran), 0);
+    release(&other, 1);
+    release(&plain, 1);
+    await_done(2);
+    CHECK_EQ(load_acquire(&second.ran), 0);
+    release(&first, 1);
+    release(&second, 1);
+    await_done(4);
+    close_context();
+}
+
+/* All threads but one block, and that one has a lane's jobs to do. */
+TEST(a_long_lane_lets_others_have_their_turn)
+{
+    static Job busy[WORKER_MAX], jobs[MANY];
+    Job plain;
+
+    open_context();
+    occupy(busy, WORKER_MAX - 1);
+    submit_gated(&jobs[0], &lane);
+    gate_pass(&jobs[0].began);
+    for (int i = 1; i < MANY; i++) {
+        job_init(&jobs[i], i);
+        jobs[i].job.lane = &lane;
+        CHECK_EQ(worker_submit(&jobs[i].job), 0);
+    }
+    job_init(&plain, 1);
+    CHECK_EQ(worker_submit(&plain.job), 0);
+    release(jobs, 1);
+    await_done(MANY + 1);
+    CHECK(plain.order > jobs[1].order);
+    CHECK(plain.order < jobs[MANY / 2].order);
+    for (unsigned i = 1; i < MANY; i++) {
+        CHECK(jobs[i].order > jobs[i - 1].order);
+    }
+    release(busy, WORKER_MAX - 1);
+    await_done(WORKER_MAX + MANY);
+    close_context();
+}
+
+TEST(what_waits_in_a_lane_can_be_cancelled)
+{
+    Job jobs[4];
+
+    open_context();
+    for (int i = 0; i < 4; i++) {
+        submit_gated(&jobs[i], &lane);
+    }
+    gate_pass(&jobs[0].began);
+    CHECK(!worker_cancel(&jobs[0].job));
+    CHECK(worker_cancel(&jobs[1].job));
+    CHECK(!worker_cancel(&jobs[1].job));
+    CHECK(worker_cancel(&jobs[3].job));
+    CHECK_EQ(jobs[1].done, 0); /* soon, but not in the call */
+    await_done(2);
+    release(jobs, 4);
+    await_done(4);
+    for (int i = 0; i < 4; i++) {
+        CHECK_EQ(jobs[i].ran, !(i % 2));
+        CHECK_EQ(jobs[i].result, i % 2 ? -ECANCELED : 7);
+    }
+    close_context();
+}
+
+/* The one that waits for a thread is taken back: the next waits in its stead,
+ * and after the last the lane is free. */
+TEST(a_lane_goes_on_without_its_first)
+{
+    static Job busy[WORKER_MAX];
+    Job jobs[3];
+
+    open_context();
+    occupy(busy, WORKER_MAX);
+    for (int i = 0; i < 3; i++) {
+        submit_gated(&jobs[i], &lane);
+    }
+    CHECK(worker_cancel(&jobs[0].job));
+    CHECK(worker_cancel(&jobs[1].job));
+    await_done(2);
+    release(busy, WORKER_MAX);
+    release(jobs, 3);
+    await_done(WORKER_MAX + 3);
+    CHECK_EQ(jobs[2].result, 7);
+
+    occupy(busy, WORKER_MAX);
+    submit_gated(&jobs[0], &lane);
+    CHECK(worker_cancel(&jobs[0].job));
+    submit_gated(&jobs[1], &lane);
+    release(busy, WORKER_MAX);
+    release(&jobs[1], 1);
+    await_done(2 * WORKER_MAX + 5);
+    CHECK_EQ(jobs[1].result, 7);
+    close_context();
+}
+
+TEST(a_refused_job_leaves_its_lane_free)
+{
+    Job job;
+
+    open_context();
+    job_init(&job, 1);
+    job.job.lane = &lane;
+    os_fault_arm(1, EAGAIN, "thread");
+    CHECK_EQ(worker_submit(&job.job), -EAGAIN);
+    CHECK(os_fault_fired());
+    CHECK_EQ(worker_submit(&job.job), 0);
+    await_done(1);
+    CHECK_EQ(job.result, 1);
+    close_context();
+}
+
+TEST(jobs_of_a_lane_may_race_with_their_cancellation)
+{
+    Job jobs[3];
+    unsigned n = 0;
+
+    open_context();
+    for (unsigned long i = 0; i < harness_load(2000); i++) {
+        unsigned victim = (unsigned)i % 3;
+        bool in_time;
+
+        for (int k = 0; k < 3; k++) {
+            job_init(&jobs[k], 1);
+            jobs[k].job.lane = &lane;
+            CHECK_EQ(worker_submit(&jobs[k].job), 0);
+        }
+        in_time = worker_cancel(&jobs[victim].job);
+        n += 3;
+        await_done(n);
+        for (unsigned k = 0; k < 3; k++) {
+            bool cancelled = in_time && k == victim;
+
+            CHECK_EQ(jobs[k].ran, !cancelled);
+            CHECK_EQ(jobs[k].result, cancelled ? -ECANCELED : 1);
+        }
+    }
+    close_context();
+}
+
 /* --- several contexts -----------------------------------------------------*/
 
 typedef struct Batch {
@@ -385,6 +568,7 @@ static void batch_submit(void *opaque)
     for (int i = 0; i < MANY; i++) {
         job_init(&batch->jobs[i], i);
         batch->jobs[i].job.done = batch_done;
+        batch->jobs[i].job.lane = i % 2 ? &lane : NULL; /* of all contexts */
         CHECK_EQ(worker_submit(&batch->jobs[i].job), 0);
     }
 }
