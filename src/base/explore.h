@@ -92,6 +92,7 @@
     each(WAKE_WAY_KEPT, "wake-way-kept")                                      \
     each(WORKER_CANCEL, "worker-cancel")                                      \
     each(WORKER_GIVES_UP, "worker-gives-up")                                  \
+    each(WORKER_LANE_KEPT, "worker-lane-kept")                                \
     each(WORKER_LANE_LEFT, "worker-lane-left")                                \
     each(WORKER_LANE_STUCK, "worker-lane-stuck")                              \
     each(WORKER_MISCOUNTS, "worker-miscounts")                                \

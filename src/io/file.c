@@ -12,7 +12,8 @@
  *   a worker    everything else
  *
  * Workers make the buffered writes of a descriptor one after the other, in the
- * order of the calls: the kernel would not let two of them in at once.
+ * order of the calls, as long as none of them hangs: the kernel would not let
+ * two of them in at once.
  *
  * RWF_NOWAIT stops where the page cache ends, which is not the end of the
  * file: the rest of a short count is fetched, too, so that a short count means

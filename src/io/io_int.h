@@ -175,7 +175,7 @@ ssize_t coroutine_fn io_run_in_worker(IoFd *entry, IoBlocking *fn, void *arg,
 
 /*
  * The same for a write: after all that were so given for entry before, if such
- * writes would only wait for each other.
+ * writes would only wait for each other, and none of them hangs.
  */
 ssize_t coroutine_fn io_write_in_worker(IoFd *entry, IoBlocking *fn, void *arg,
                                         const char *what);

@@ -271,6 +271,7 @@ static void context_init(AioContext *ctx, const AioContextOptions *options)
     ctx->event[1] = -1;
     list_init(&ctx->bhs);
     timer_init(ctx);
+    worker_watch_init(ctx);
     os_mutex_init(&ctx->lock);
     if (options && options->name) {
         snprintf(ctx->home.name, sizeof(ctx->home.name), "%s", options->name);

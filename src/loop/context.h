@@ -32,6 +32,7 @@
 #include "coroutine/coroutine_int.h"
 #include "loop/poller/poller.h"
 #include "loop/timer_int.h"
+#include "loop/worker.h"
 #include "os/thread.h"
 
 #include <coaio/context.h>
@@ -71,6 +72,7 @@ struct AioContext {
     uint64_t ran;            /* callbacks and coroutines that made progress */
     unsigned skipped;        /* passes in a row that did not look at fds */
     Timers timers;
+    WorkerWatch workers;
 
     /* Busy polling. */
     int64_t poll_max_ns;     /* atomic */

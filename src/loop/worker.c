@@ -10,7 +10,9 @@
  * Of a lane, one job at most is in the queue or runs; the others wait in the
  * lane.  The thread that has run one goes on with the next of its lane, so that
  * nobody is woken for it; after LANE_TURN of them, while others wait for a
- * thread, the next goes to the end of the queue instead.
+ * thread, the next goes to the end of the queue instead.  The context of a job
+ * that waits looks at it every LOOK_NS: if the lane has begun nothing since the
+ * last look, then the job is of no lane from then on, and goes to the queue.
  *
  * A job lives in its owner's memory, who is parked until done.  From the
  * submission until its completion has been posted it holds a pin on its
@@ -42,6 +44,9 @@
 /* So many jobs of a lane a thread runs before others have their turn. */
 #define LANE_TURN 16
 
+/* At most after two of them a job leaves a lane that does not move. */
+#define LOOK_NS (10 * INT64_C(1000000))
+
 enum { JOB_QUEUED = 1, JOB_WAITING, JOB_RUNNING, JOB_CANCELLED };
 
 static struct {
@@ -53,15 +58,51 @@ static struct {
     unsigned idle;
     unsigned threads;
     int64_t idle_ns;     /* how long a thread waits for a job */
-} pool = {.lock = OS_MUTEX_INIT, .idle_ns = IDLE_NS};
+    int64_t look_ns;     /* LOOK_NS; atomic */
+} pool = {.lock = OS_MUTEX_INIT, .idle_ns = IDLE_NS, .look_ns = LOOK_NS};
 
-/* The completion, on the home thread. */
+/* --- jobs behind others, on their home thread -----------------------------*/
+
+static void arm(WorkerWatch *watch)
+{
+    aio_timer_mod_ns(&watch->timer, aio_clock_ns(AIO_CLOCK_MONOTONIC) +
+                                        load_relaxed(&pool.look_ns));
+}
+
+static void watch_job(AioContext *ctx, WorkerJob *job)
+{
+    WorkerWatch *watch = &ctx->workers;
+
+    if (list_empty(&watch->jobs)) {
+        arm(watch);
+    }
+    list_append(&watch->jobs, &job->watch_link);
+}
+
+static void unwatch_job(AioContext *ctx, WorkerJob *job)
+{
+    WorkerWatch *watch = &ctx->workers;
+
+    if (list_linked(&job->watch_link)) {
+        list_remove(&job->watch_link);
+        if (list_empty(&watch->jobs)) {
+            aio_timer_del(&watch->timer);
+        }
+    }
+}
+
+/* --- completions ----------------------------------------------------------*/
+
+/* On the home thread. */
 static void job_posted(void *owner, Post *post)
 {
     WorkerJob *job = container_of(post, WorkerJob, post);
     AioContext *ctx = owner;
 
     ctx->ran++;
+    if (job->behind) {
+        unwatch_job(ctx, job);
+    }
     job->done(job);
 }
 
@@ -85,6 +126,14 @@ static void enqueue_locked(WorkerJob *job)
     pool.queued++;
 }
 
+static void begin_locked(WorkerJob *job)
+{
+    job->state = JOB_RUNNING;
+    if (job->lane) {
+        job->lane->begun++;
+    }
+}
+
 static WorkerJob *take_job_locked(void)
 {
     List *link = list_take_first(&pool.queue);
@@ -95,8 +144,8 @@ static WorkerJob *take_job_locked(void)
     }
     job = list_entry(link, WorkerJob, link);
     invariant(job->state == JOB_QUEUED); /* INVARIANTS 1 */
-    job->state = JOB_RUNNING;
     pool.queued--;
+    begin_locked(job);
     return job;
 }
 
@@ -135,7 +184,7 @@ static WorkerJob *go_on_locked(WorkerLane *lane, unsigned ran)
     }
     if (job) {
         MARK("worker: one goes on in its lane");
-        job->state = JOB_RUNNING;
+        begin_locked(job);
     }
     return job;
 }
@@ -244,6 +293,8 @@ static int submit_locked(WorkerJob *job)
 
     if (lane && lane->taken) {
         job->state = JOB_WAITING;
+        job->behind = true;
+        job->seen = lane->begun - 1; /* the first look is no reason to leave */
         list_append(&lane->waiting, &job->link);
         return 0;
     }
@@ -264,6 +315,7 @@ int worker_submit(WorkerJob *job)
 
     invariant(ctx);
     job->ctx = ctx;
+    job->behind = false;
     job->post.run = job_posted;
     if (!MUTANT(WORKER_UNPINNED)) {
         context_pin(ctx);
@@ -280,6 +332,8 @@ int worker_submit(WorkerJob *job)
 
     if (ret < 0) {
         context_unpin(ctx);
+    } else if (job->behind) {
+        watch_job(ctx, job);
     }
     return ret;
 }
@@ -322,6 +376,60 @@ bool worker_cancel(WorkerJob *job)
     return cancelled;
 }
 
+/* A job that waits in its lane is to run beside what does not end there. */
+static void leave_lane_locked(WorkerJob *job)
+{
+    int ret;
+
+    MARK("worker: a job leaves its lane");
+    list_remove(&job->link);
+    if (!MUTANT(WORKER_LANE_KEPT)) {
+        job->lane = NULL;
+    }
+    enqueue_locked(job);
+    ret = call_thread_locked();
+    invariant(ret == 0); /* INVARIANTS 4: so there is a thread, by 2 */
+}
+
+/* Returns whether job still waits in its lane. */
+static bool look_at_locked(WorkerJob *job)
+{
+    if (job->state != JOB_WAITING) {
+        return false;
+    }
+    if (job->seen == job->lane->begun) {
+        leave_lane_locked(job);
+        return false;
+    }
+    job->seen = job->lane->begun;
+    return true;
+}
+
+static void look(void *opaque)
+{
+    AioContext *ctx = opaque;
+    WorkerWatch *watch = &ctx->workers;
+    List *next;
+
+    os_mutex_lock(&pool.lock);
+    for (List *link = list_first(&watch->jobs); link; link = next) {
+        next = list_next(&watch->jobs, link);
+        if (!look_at_locked(list_entry(link, WorkerJob, watch_link))) {
+            list_remove(link);
+        }
+    }
+    os_mutex_unlock(&pool.lock);
+    if (!list_empty(&watch->jobs)) {
+        arm(watch);
+    }
+}
+
+void worker_watch_init(AioContext *ctx)
+{
+    list_init(&ctx->workers.jobs);
+    aio_timer_init(&ctx->workers.timer, ctx, AIO_CLOCK_MONOTONIC, look, ctx);
+}
+
 unsigned worker_thread_count(void)
 {
     unsigned n;
@@ -343,6 +451,11 @@ unsigned worker_idle_count(void)
 }
 
 #ifdef COAIO_TESTING
+void worker_set_look_ns(int64_t look_ns)
+{
+    store_relaxed(&pool.look_ns, look_ns);
+}
+
 void worker_set_idle_ns(int64_t idle_ns)
 {
     os_mutex_lock(&pool.lock);

@@ -13,6 +13,7 @@
 #include "base/list.h"
 #include "base/post.h"
 
+#include <coaio/timer.h>
 #include <coaio/types.h>
 
 #define WORKER_MAX 64
@@ -22,12 +23,14 @@ typedef struct WorkerJob WorkerJob;
 /*
  * Jobs that would only wait for one another if they ran at once: they run one
  * after the other, in the order of submission, most of them by one thread,
- * which need not be woken for each.  Usable when zeroed; it is to outlive the
- * run of its jobs, fn, not their completion only.
+ * which need not be woken for each.  Where one hangs, those behind it leave the
+ * lane after 10 to 20 ms and run beside it.  Usable when zeroed; it is to
+ * outlive the run of its jobs, fn, not their completion only.
  */
 typedef struct WorkerLane {
-    List waiting; /* of WorkerJob.link; the pool's lock, like: */
-    bool taken;   /* one of its jobs is in the pool's queue or runs */
+    List waiting;   /* of WorkerJob.link; the pool's lock, like: */
+    bool taken;     /* one of its jobs is in the pool's queue or runs */
+    uint32_t begun; /* how many of its jobs have; wraps */
 } WorkerLane;
 
 struct WorkerJob {
@@ -36,11 +39,23 @@ struct WorkerJob {
     int (*fn)(void *arg);
     void *arg;
     void (*done)(WorkerJob *job);   /* on the home thread, outside coroutines */
-    WorkerLane *lane;               /* or NULL: may run beside any other */
+    WorkerLane *lane;               /* or NULL: may run beside any other; the
+                                       pool's lock, after submission, like: */
+    uint32_t seen;                  /* lane->begun, at the last look */
+    bool behind;                    /* lane was taken; constant */
+    List watch_link;                /* in WorkerWatch.jobs; zero at first */
     AioContext *ctx;
     int result;                     /* of fn, or -ECANCELED */
     uint32_t state;                 /* the pool's lock, after submission */
 };
+
+/* In each context: its jobs that found their lane taken.  The home thread's. */
+typedef struct WorkerWatch {
+    List jobs;      /* of WorkerJob.watch_link */
+    AioTimer timer; /* armed while there are any */
+} WorkerWatch;
+
+void worker_watch_init(AioContext *ctx);
 
 /*
  * Queue a job of the calling thread's context.  Returns 0, or -EAGAIN if no
@@ -61,6 +76,8 @@ unsigned worker_idle_count(void);
 #ifdef COAIO_TESTING
 /* How long from now on a thread waits for a job. */
 void worker_set_idle_ns(int64_t idle_ns);
+/* How often from now on jobs that wait in lanes are looked at. */
+void worker_set_look_ns(int64_t look_ns);
 #endif
 
 #endif

@@ -9,6 +9,7 @@
 #include "os/memory.h"
 
 #include <coaio/bh.h>
+#include <coaio/timer.h>
 #include <errno.h>
 
 static WorkerJob *job;
@@ -236,13 +237,23 @@ static void submit_to_lane(int i)
     submit_job(i, work_in_lane);
 }
 
+/* Nobody came to look after those that wait in a lane: what was to be done, was
+ * done by itself. */
+static void poll_until_unhelped(unsigned n)
+{
+    const int64_t begin_ns = aio_clock_ns(AIO_CLOCK_MONOTONIC);
+
+    poll_until(n);
+    CHECK(aio_clock_ns(AIO_CLOCK_MONOTONIC) - begin_ns < 5000000);
+}
+
 static void submit_two_to_lane(void)
 {
     aio_context_attach(co_context[0]);
     explore_begin();
     submit_to_lane(0);
     submit_to_lane(1);
-    poll_until(2);
+    poll_until_unhelped(2);
     explore_end();
     aio_context_unref(co_context[0]);
 }
@@ -251,7 +262,8 @@ EXPLORE(two_jobs_share_a_lane, .setup = make_one,
         .threads = {submit_two_to_lane},
         .marks = {"worker: one goes on in its lane",
                   "worker: a lane is free"},
-        .mutants = {{MUTANT_WORKER_LANE_LEFT, "lost wake-up", "worker", false}})
+        .mutants = {
+            {MUTANT_WORKER_LANE_LEFT, "failed check", "unhelped", false}})
 
 static void submit_two_to_lane_and_cancel(void)
 {
@@ -262,7 +274,7 @@ static void submit_two_to_lane_and_cancel(void)
     submit_to_lane(0);
     submit_to_lane(1);
     cancelled = worker_cancel(&jobs[0]);
-    poll_until(2);
+    poll_until_unhelped(2);
     CHECK_EQ(jobs[0].result, cancelled ? -ECANCELED : 0);
     CHECK_EQ(jobs[1].result, 0);
     explore_end();
@@ -274,7 +286,7 @@ EXPLORE(the_first_of_a_lane_is_taken_back, .setup = make_one,
         .marks = {"worker: a job is taken back",
                   "worker: too late to take a job back"},
         .mutants = {
-            {MUTANT_WORKER_LANE_STUCK, "lost wake-up", "worker", false}})
+            {MUTANT_WORKER_LANE_STUCK, "failed check", "unhelped", false}})
 
 static void submit_two_to_lane_and_cancel_the_second(void)
 {
@@ -285,7 +297,7 @@ static void submit_two_to_lane_and_cancel_the_second(void)
     submit_to_lane(0);
     submit_to_lane(1);
     cancelled = worker_cancel(&jobs[1]);
-    poll_until(2);
+    poll_until_unhelped(2);
     CHECK_EQ(jobs[0].result, 0);
     CHECK_EQ(jobs[1].result, cancelled ? -ECANCELED : 0);
     explore_end();
@@ -296,6 +308,48 @@ EXPLORE(the_next_of_a_lane_is_taken_back, .setup = make_one,
         .threads = {submit_two_to_lane_and_cancel_the_second},
         .marks = {"worker: a job is taken back from its lane",
                   "worker: too late to take a job back"})
+
+/* The first ends when the second has begun, which must leave the lane. */
+static void submit_two_that_do_not_exclude(void)
+{
+    aio_context_attach(co_context[0]);
+    explore_begin();
+    jobs[0].lane = &lane;
+    jobs[1].lane = &lane;
+    submit_job(0, wait_for_the_next);
+    submit_job(1, begin);
+    poll_until(2);
+    explore_end();
+    aio_context_unref(co_context[0]);
+}
+
+EXPLORE(the_first_of_a_lane_hangs, .setup = make_one,
+        .threads = {submit_two_that_do_not_exclude},
+        .marks = {"worker: a job leaves its lane", "worker: a lane is free"},
+        .mutants = {{MUTANT_WORKER_LANE_KEPT, "failed check", "lane->taken",
+                     false}})
+
+/* Whatever the lane does when somebody looks. */
+static void submit_two_and_look(void)
+{
+    aio_context_attach(co_context[0]);
+    explore_begin();
+    for (int i = 0; i < 2; i++) {
+        jobs[i].lane = &lane;
+        submit_job(i, begin);
+    }
+    poll_until(2);
+    jobs[0].lane = &lane;
+    submit_job(0, begin);
+    poll_until(3);
+    explore_end();
+    aio_context_unref(co_context[0]);
+}
+
+EXPLORE(a_lane_is_looked_at_any_time, .setup = make_one,
+        .threads = {submit_two_and_look}, .timeouts = true,
+        .marks = {"worker: a job leaves its lane",
+                  "worker: one goes on in its lane"})
 
 /* --- two contexts ---------------------------------------------------------*/
 

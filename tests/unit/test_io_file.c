@@ -339,6 +339,7 @@ TEST(what_a_file_cannot_do_is_tried_once)
 /* --- buffered writes of one file ------------------------------------------*/
 
 #define WRITES 32
+#define NEVER_NS (INT64_C(1000000000000))
 
 static unsigned writing, writing_most, written; /* atomic */
 static int written_to;
@@ -394,6 +395,7 @@ TEST(buffered_writes_of_a_file_are_made_by_one_worker)
 
     CHECK_EQ(io_fd_check(fd, &entry, &kind), 0);
     io_fd_learn(entry, IO_NO_NOWAIT_WRITE); /* as on ext4 */
+    worker_set_look_ns(NEVER_NS);
     write_many(ctx, fd);
     CHECK_EQ(load_acquire(&written), WRITES);
     CHECK_EQ(load_acquire(&writing_most), 1);
@@ -474,6 +476,7 @@ TEST(syncs_and_other_files_do_not_wait_for_writes)
     CHECK_EQ(pwrite(fd, "x", 1, 0), 1);
     CHECK_EQ(io_fd_check(fd, &held.entry, &kind), 0);
     io_fd_learn(held.entry, IO_NO_NOWAIT_READ | IO_NO_NOWAIT_WRITE);
+    worker_set_look_ns(NEVER_NS);
     gate_init(&held.begun);
     gate_init(&held.go_on);
     go(hold_writes, &held);
@@ -493,6 +496,40 @@ TEST(syncs_and_other_files_do_not_wait_for_writes)
     CHECK_EQ(behind.result, 1);
     close(fd);
     close(other);
+    go_end(ctx);
+}
+
+/* The others do not know that it would not let them in, either. */
+TEST(a_write_that_hangs_holds_up_no_others)
+{
+    AioContext *ctx = go_begin("epoll");
+    int fd = on_disk();
+    OsFileKind kind;
+    Held held = {.done = false};
+    File behind[2];
+
+    CHECK_EQ(io_fd_check(fd, &held.entry, &kind), 0);
+    io_fd_learn(held.entry, IO_NO_NOWAIT_WRITE);
+    gate_init(&held.begun);
+    gate_init(&held.go_on);
+    go(hold_writes, &held);
+    gate_pass(&held.begun);
+    for (int i = 0; i < 2; i++) {
+        behind[i] = (File){.fd = fd,
+                           .op = PWRITE,
+                           .buf = write_bytes,
+                           .count = 1,
+                           .offset = i};
+        go(operate, &behind[i]);
+    }
+    for (int i = 0; i < 2; i++) {
+        go_until(ctx, &behind[i].done);
+        CHECK_EQ(behind[i].result, 1);
+    }
+    CHECK(!held.done);
+    gate_open(&held.go_on);
+    go_until(ctx, &held.done);
+    close(fd);
     go_end(ctx);
 }
 

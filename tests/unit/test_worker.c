@@ -15,6 +15,7 @@
 #include <coaio/coroutine.h>
 #include <coaio/iothread.h>
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
 
@@ -359,7 +360,16 @@ TEST(the_threads_block_signals_and_have_no_context)
 
 /* --- lanes ----------------------------------------------------------------*/
 
+#define NEVER_NS (INT64_C(1000000000000))
+
 static WorkerLane lane, other_lane;
+
+/* Jobs leave no lane, however slow this machine is. */
+static void open_patient_context(void)
+{
+    open_context();
+    worker_set_look_ns(NEVER_NS);
+}
 
 static void submit_gated(Job *job, WorkerLane *in)
 {
@@ -373,7 +383,7 @@ TEST(jobs_of_a_lane_run_one_after_the_other)
 {
     static Job jobs[MANY];
 
-    open_context();
+    open_patient_context();
     for (int i = 0; i < MANY; i++) {
         submit_gated(&jobs[i], &lane);
     }
@@ -393,7 +403,7 @@ TEST(jobs_of_other_lanes_do_not_wait)
 {
     Job first, second, other, plain;
 
-    open_context();
+    open_patient_context();
     submit_gated(&first, &lane);
     submit_gated(&second, &lane);
     submit_gated(&other, &other_lane);
@@ -418,7 +428,7 @@ TEST(a_long_lane_lets_others_have_their_turn)
     static Job busy[WORKER_MAX], jobs[MANY];
     Job plain;
 
-    open_context();
+    open_patient_context();
     occupy(busy, WORKER_MAX - 1);
     submit_gated(&jobs[0], &lane);
     gate_pass(&jobs[0].began);
@@ -445,7 +455,7 @@ TEST(what_waits_in_a_lane_can_be_cancelled)
 {
     Job jobs[4];
 
-    open_context();
+    open_patient_context();
     for (int i = 0; i < 4; i++) {
         submit_gated(&jobs[i], &lane);
     }
@@ -472,7 +482,7 @@ TEST(a_lane_goes_on_without_its_first)
     static Job busy[WORKER_MAX];
     Job jobs[3];
 
-    open_context();
+    open_patient_context();
     occupy(busy, WORKER_MAX);
     for (int i = 0; i < 3; i++) {
         submit_gated(&jobs[i], &lane);
@@ -509,6 +519,62 @@ TEST(a_refused_job_leaves_its_lane_free)
     CHECK_EQ(worker_submit(&job.job), 0);
     await_done(1);
     CHECK_EQ(job.result, 1);
+    close_context();
+}
+
+static void await_begin(Job *job)
+{
+    while (load_acquire(&job->ran) == 0) {
+        aio_poll(ctx, false);
+        sched_yield();
+    }
+}
+
+TEST(those_behind_a_job_that_hangs_leave_its_lane)
+{
+    Job jobs[4], last;
+
+    open_context();
+    worker_set_look_ns(1000000);
+    for (int i = 0; i < 3; i++) {
+        submit_gated(&jobs[i], &lane);
+    }
+    await_begin(&jobs[1]);
+    await_begin(&jobs[2]);
+    submit_gated(&jobs[3], &lane); /* it is the first one's still */
+    CHECK_EQ(load_acquire(&jobs[3].ran), 0);
+    await_begin(&jobs[3]);
+    release(&jobs[1], 3);
+    await_done(3);
+    CHECK_EQ(jobs[0].done, 0);
+    release(jobs, 1);
+    await_done(4);
+
+    submit_gated(&last, &lane);
+    gate_pass(&last.began); /* the lane was free: nobody need look */
+    release(&last, 1);
+    await_done(5);
+    close_context();
+}
+
+/* Each pass looks at them, and each time another of the lane has begun. */
+TEST(nobody_leaves_a_lane_that_moves)
+{
+    static Job jobs[MANY];
+
+    open_context();
+    worker_set_look_ns(0);
+    for (int i = 0; i < MANY; i++) {
+        submit_gated(&jobs[i], &lane);
+    }
+    for (int i = 0; i < MANY; i++) {
+        gate_pass(&jobs[i].began);
+        aio_poll(ctx, false);
+        CHECK_EQ(load_acquire(&begun), i + 1);
+        release(&jobs[i], 1);
+    }
+    await_done(MANY);
+    CHECK_EQ(worker_thread_count(), 1);
     close_context();
 }
 
@@ -619,6 +685,40 @@ TEST(a_job_of_a_stopped_context_is_never_done)
     end_workers(); /* and with it the context goes */
     CHECK_EQ(orphan.ran, 1);
     CHECK_EQ(orphan.done, 0);
+    close_context();
+}
+
+static Job orphans[2];
+
+static void submit_orphans(void *opaque)
+{
+    (void)opaque;
+    for (int i = 0; i < 2; i++) {
+        submit_gated(&orphans[i], &lane);
+    }
+}
+
+/* What looks at the one that waits goes with the context. */
+TEST(a_stopped_context_may_have_jobs_in_lanes)
+{
+    AioContext *stopped;
+    IOThread *iothread;
+
+    open_patient_context();
+    worker_set_idle_ns(0);
+    CHECK_EQ(iothread_new(&iothread, "stops", NULL), 0);
+    stopped = aio_context_ref(iothread_context(iothread));
+    loop_call(stopped, submit_orphans, NULL);
+    gate_pass(&orphans[0].began);
+    CHECK_EQ(iothread_stop(iothread), 0);
+    iothread_unref(iothread);
+    aio_context_unref(stopped);
+    release(orphans, 2);
+    end_workers();
+    for (int i = 0; i < 2; i++) {
+        CHECK_EQ(orphans[i].ran, 1);
+        CHECK_EQ(orphans[i].done, 0);
+    }
     close_context();
 }
 
