@@ -44,7 +44,7 @@ static ssize_t attempt(IoCall *call)
     return result == -EWOULDBLOCK ? -EAGAIN : result;
 }
 
-/* Whether the engine may make the call. */
+/* Whether the engine is to make the call. */
 static bool may_be_made(const IoCall *call)
 {
     return call->describe && io_may_submit(OS_URING_RECV);

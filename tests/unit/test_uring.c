@@ -489,6 +489,57 @@ TEST(one_pass_is_one_system_call_however_many_receive)
     check_one_call_a_pass(0);
 }
 
+/* Write to the first n; returns the calls that their readers make apart from
+ * one a pass, until each has read and waits again. */
+static unsigned calls_of_readers(Reader *readers, int (*fds)[2], int n)
+{
+    unsigned all = ended(readers, 2) + (unsigned)n;
+    unsigned passes;
+    uint64_t before;
+
+    for (int i = 0; i < n; i++) {
+        poke(fds[i][1]);
+    }
+    before = os_counter(OS_COUNT_SYSCALLS);
+    for (passes = 0; ended(readers, 2) < all; passes++) {
+        CHECK(aio_poll(ctx, true));
+    }
+    return calls_since(before) - passes;
+}
+
+TEST(it_receives_where_more_than_one_has_something)
+{
+    static Reader readers[2];
+    int fds[2][2];
+
+    if (os_in_valgrind()) {
+        SKIP("in Valgrind a sleep takes two calls more");
+    }
+    unsetenv("COAIO_URING_WITHOUT");
+    begin();
+    poller_uring_set_crowd(2);
+    for (int i = 0; i < 2; i++) {
+        open_pair(fds[i]);
+        readers[i] = (Reader){.fd = fds[i][0], .times = 5 - (unsigned)i};
+        go(read_often, &readers[i]);
+    }
+    CHECK(!aio_poll(ctx, false));
+    calls_of_readers(readers, fds, 2); /* the descriptors are not known yet */
+    CHECK_EQ(calls_of_readers(readers, fds, 2), 0); /* in the same call */
+    CHECK_EQ(calls_of_readers(readers, fds, 1), 1); /* a try in vain */
+    CHECK_EQ(calls_of_readers(readers, fds, 1), 2); /* a read, and that */
+    poke(fds[0][1]);
+    poke(fds[1][1]);
+    poke(fds[1][1]);
+    while (ended(readers, 2) < 9) {
+        aio_poll(ctx, true);
+    }
+    for (int i = 0; i < 2; i++) {
+        close_pair(fds[i]);
+    }
+    end();
+}
+
 /* Each reads, and then finds nothing. */
 TEST(one_pass_is_one_system_call_however_many_wait)
 {

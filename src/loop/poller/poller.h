@@ -75,7 +75,8 @@ typedef struct PollerOps {
     int (*wait)(struct AioContext *ctx, int64_t timeout_ns);
 
     /* These four are NULL for engines that have no operations, and for the home
-     * thread.  Whether the engine and the kernel make that call: */
+     * thread.  Whether the engine and the kernel make that call, and it pays
+     * now: */
     bool (*takes)(struct AioContext *ctx, OsUringCall call);
     /*
      * Take in an operation that it takes, for the next wait().  Returns false
@@ -117,6 +118,11 @@ typedef struct Poller {
 extern const PollerOps poller_epoll;
 extern const PollerOps poller_poll;
 extern const PollerOps poller_uring;
+
+#ifdef COAIO_TESTING
+/* From how many reports in one wait() on it takes receives (0: always). */
+void poller_uring_set_crowd(unsigned n);
+#endif
 
 /* In the events of update(); no POLL... flag has this value. */
 #define POLLER_ONESHOT (UINT32_C(1) << 30)

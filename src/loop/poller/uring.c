@@ -78,6 +78,12 @@ enum {
 
 #define NONE (-1)
 
+/*
+ * From so many reports in one wait() on receives are taken.  Alone a receive
+ * costs more than a poll and a call: the thread that waits is woken to make it.
+ */
+static unsigned crowd = 2; /* atomic, for tests */
+
 /* A descriptor. */
 typedef struct Watch {
     uint32_t events; /* wanted, with POLLER_ONESHOT; 0: nothing */
@@ -94,6 +100,7 @@ typedef struct UringState {
     bool enabled;  /* likewise */
     bool hears;    /* likewise: the event fd is watched */
     bool polled;   /* likewise: a foreign loop may poll the ring */
+    int reported;  /* likewise: by the last wait() that reported something */
 
     OsMutex lock;   /* of all below; taken after that of the fd table */
     Watch *watches; /* by descriptor */
@@ -520,7 +527,10 @@ static int take_completed(AioContext *ctx, UringState *state, bool *awake)
             break;
         }
     }
-    *awake |= reported > 0;
+    if (reported > 0) {
+        state->reported = reported;
+        *awake = true;
+    }
     return reported;
 }
 
@@ -582,8 +592,19 @@ static bool takes_uring(AioContext *ctx, OsUringCall call)
 {
     const UringState *state = ctx->poller.state;
 
+    if (call == OS_URING_RECV &&
+        (unsigned)state->reported < load_relaxed(&crowd)) {
+        return false;
+    }
     return os_uring_takes(state->ring, call);
 }
+
+#ifdef COAIO_TESTING
+void poller_uring_set_crowd(unsigned n)
+{
+    store_relaxed(&crowd, n);
+}
+#endif
 
 /* Under the lock, so that drop_uring() finds it queued, or keeps it away. */
 static int queue_locked(UringState *state, IoOp *op)
