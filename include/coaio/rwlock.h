@@ -28,9 +28,9 @@ COAIO_BEGIN_DECLS
 
 /* The fields are the library's own. */
 struct CoRwlock {
-    uint32_t lock_;     /* protects the rest, for a few instructions */
-    uint32_t pad_;
-    int64_t owners_;    /* number of readers, or -1 for a writer */
+    uint32_t word_;     /* who has it, and the lock of the queue */
+    uint32_t spins_;    /* how often looking again has paid */
+    void *thread_;      /* of the one who came in last; compared */
     Coroutine *writer_; /* compared, never followed */
     CoWaiterList waiters_;
 };

@@ -67,7 +67,10 @@
     each(QUEUE_RESTART_TOUCHES, "queue-restart-touches")                      \
     each(QUEUE_REWAIT, "queue-rewait")                                        \
     each(RWLOCK_DOWNGRADE, "rwlock-downgrade")                                \
+    each(RWLOCK_NO_FENCE_LOCK, "rwlock-no-fence-lock")                        \
+    each(RWLOCK_NO_FENCE_UNLOCK, "rwlock-no-fence-unlock")                    \
     each(RWLOCK_UNLOCK_FORGETS, "rwlock-unlock-forgets")                      \
+    each(RWLOCK_UNLOCK_TOUCHES, "rwlock-unlock-touches")                      \
     each(STACK_RETIRE_UNLOCKED, "stack-retire-unlocked")                      \
     each(STOP_NO_FENCE, "stop-no-fence")                                      \
     each(STOP_NO_FENCE_LEAVER, "stop-no-fence-leaver")                        \

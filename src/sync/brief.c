@@ -10,25 +10,42 @@
 /* Some microseconds at most: what it protects takes far less. */
 #define BRIEF_SPINS SCALED(100, 1)
 
-void brief_lock_slow(uint32_t *lock)
+/* Take it from free to state.  Returns false if it is taken, and has changed
+ * *found to what it is. */
+static bool take(uint32_t *lock, uint32_t *found, uint32_t state)
 {
-    for (int i = 0; i < BRIEF_SPINS; i++) {
-        uint32_t found = BRIEF_FREE;
+    *found = load_relaxed(lock);
+    while ((*found & BRIEF_STATE) == BRIEF_FREE) {
+        /* [brief/B] pairs with [brief/A] in brief_unlock_bits(). */
+        if (cas_acquire(lock, found, *found | state)) {
+            return true;
+        }
+    }
+    return false;
+}
 
-        if (load_relaxed(lock) == BRIEF_FREE &&
-            cas_acquire(lock, &found, BRIEF_HELD)) {
-            return;
+uint32_t brief_lock_slow(uint32_t *lock)
+{
+    uint32_t found, sleepers;
+
+    for (int i = 0; i < BRIEF_SPINS; i++) {
+        if (take(lock, &found, BRIEF_HELD)) {
+            return found;
         }
         spin_hint();
     }
 
     /*
-     * [brief/B] Who has slept cannot know whether others sleep, and so leaves
-     * SLEEPERS behind when he takes the lock; at worst that wakes nobody.
+     * Who has slept cannot know whether others sleep, and so leaves SLEEPERS
+     * behind when he takes the lock; at worst that wakes nobody.
      */
-    while (xchg_acquire(lock, BRIEF_SLEEPERS) != BRIEF_FREE) {
-        os_futex_wait(lock, BRIEF_SLEEPERS, -1);
+    while (!take(lock, &found, BRIEF_SLEEPERS)) {
+        sleepers = (found & ~(uint32_t)BRIEF_STATE) | BRIEF_SLEEPERS;
+        if (found == sleepers || cas_relaxed(lock, &found, sleepers)) {
+            os_futex_wait(lock, sleepers, -1);
+        }
     }
+    return found;
 }
 
 void brief_wake(uint32_t *lock)

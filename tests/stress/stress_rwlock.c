@@ -128,7 +128,7 @@ static void use_at_random(unsigned n, unsigned writers_percent,
     loops_stop();
     CHECK_EQ(table.writes, table.expected);
     CHECK_EQ(table.cells[0], table.writes);
-    CHECK_EQ(table.lock.owners_, 0);
+    CHECK_EQ(table.lock.word_, 0);
     CHECK(table.lock.waiters_.head_ == NULL);
     free(users);
 }

@@ -221,8 +221,7 @@ TEST(a_mutex_that_is_free_is_not_touched)
 
 static bool rwlock_is_free(void)
 {
-    return load_relaxed(&page->rwlock.lock_) == BRIEF_FREE &&
-           page->rwlock.owners_ == 0;
+    return load_relaxed(&page->rwlock.word_) == 0;
 }
 
 static void unlock_rwlock(void *opaque)
@@ -309,11 +308,10 @@ static void write_rwlock(void *opaque)
 
 static bool somebody_waits(uint32_t *lock, CoWaiterList *list)
 {
-    bool waits;
+    uint32_t bits = brief_lock_bits(lock);
+    bool waits = !waiters_empty(list);
 
-    brief_lock(lock);
-    waits = !waiters_empty(list);
-    brief_unlock(lock);
+    brief_unlock_bits(lock, bits);
     return waits;
 }
 
@@ -322,7 +320,7 @@ static void hand_rwlock_over(void *opaque)
     (void)opaque;
     co_rwlock_rdlock(&page->rwlock);
     start(loop(0), write_rwlock, NULL);
-    until(somebody_waits(&page->rwlock.lock_, &page->rwlock.waiters_));
+    until(somebody_waits(&page->rwlock.word_, &page->rwlock.waiters_));
     busy_begin();
     gone = posted;
     STEP_THROUGH(co_rwlock_unlock(&page->rwlock));
