@@ -727,6 +727,20 @@ static void finish_reading(void *opaque)
     co_rwlock_rdlock(opaque);
 }
 
+static void lock_once_more(void *opaque)
+{
+    (void)opaque;
+    rwlock.word_ = (UINT32_MAX / ONE_READER / 2) * ONE_READER;
+    co_rwlock_rdlock(&rwlock);
+}
+
+TEST_ABORTS(more_readers_than_can_be_counted,
+            "co_rwlock_rdlock: CoRwlock 0x[0-9a-f]+ has 134217727 readers")
+{
+    here_open();
+    begin(lock_once_more, NULL);
+}
+
 TEST_ABORTS(finish_with_it,
             "coroutine \"greedy\" has finished with 1 lock held")
 {
