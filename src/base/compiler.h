@@ -18,7 +18,8 @@
 #define NORETURN __attribute__((noreturn))
 #define COLD __attribute__((cold, noinline))
 #define PRINTF_FORMAT(fmt, args) __attribute__((format(printf, fmt, args)))
-#define CACHE_ALIGNED __attribute__((aligned(64)))
+#define CACHE_LINE    64
+#define CACHE_ALIGNED __attribute__((aligned(CACHE_LINE)))
 
 /* The object that holds, as its member, what ptr points to. */
 #define container_of(ptr, type, member)                                       \

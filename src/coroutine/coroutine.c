@@ -479,7 +479,32 @@ void coroutine_defer_claimed(OsThread *thread, Coroutine *co)
     fifo_append(&thread->deferred, &co->link);
 }
 
+void coroutine_defer_claimed_chain(OsThread *thread, const Fifo *chain)
+{
+    fifo_append_chain(&thread->deferred, chain->head, chain->tail);
+}
+
 /* --- yield and finish ----------------------------------------------------*/
+
+/*
+ * Fetch from memory what the next of the deferred, and the one after it, are
+ * going to need: of many, each would wait for that.
+ */
+static inline void fetch_ahead(const Fifo *deferred)
+{
+    FifoNode *next = deferred->head;
+
+    if (next) {
+        const Coroutine *co = container_of(next, Coroutine, link);
+
+        prefetch(co->sp);
+        prefetch((const char *)co->sp + CACHE_LINE);
+        if (next->next) {
+            prefetch(container_of(next->next, Coroutine, link));
+            prefetch(next->next);
+        }
+    }
+}
 
 /*
  * Control leaves co: decide where it goes.  NULL is the thread's own stack.
@@ -493,6 +518,7 @@ static inline Coroutine *leave(OsThread *thread, Coroutine *co)
     co->caller = NULL;
     if (!to && unlikely(thread->deferred.head != NULL)) {
         node = fifo_take(&thread->deferred);
+        fetch_ahead(&thread->deferred);
         to = container_of(node, Coroutine, link);
         unclaim(to);
         begin(thread, to, NULL);

@@ -114,6 +114,8 @@ void coroutine_resume_claimed(OsThread *thread, Coroutine *co);
 
 /* Let a claimed coroutine of this thread run when control is back outside. */
 void coroutine_defer_claimed(OsThread *thread, Coroutine *co);
+/* The same for those of a chain (by Coroutine.link), which is not empty. */
+void coroutine_defer_claimed_chain(OsThread *thread, const Fifo *chain);
 
 /* Abort with a line if co is not a coroutine (finished, deleted, garbage). */
 void coroutine_check_live(const Coroutine *co, const char *who);

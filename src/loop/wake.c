@@ -97,7 +97,7 @@ static void post_coroutine(AioContext *ctx, Coroutine *co, PostFunc *run)
     context_unpin(ctx);
 }
 
-void wake_claim(Coroutine *co, const char *who)
+static void wake_claim(Coroutine *co, const char *who)
 {
     CoroutineLabel label;
 
@@ -110,7 +110,7 @@ void wake_claim(Coroutine *co, const char *who)
     }
 }
 
-void wake_deliver(Coroutine *co)
+static void wake_deliver(Coroutine *co)
 {
     OsThread *thread = os_thread();
     AioContext *ctx = home_of(co);
@@ -170,26 +170,30 @@ static void deliver_to(AioContext *ctx, Fifo *chain)
     *chain = rest;
 }
 
-void wake_deliver_chain(Fifo *chain)
+void wake_claim_to(WakeChain *chain, Coroutine *co, const char *who)
+{
+    wake_claim(co, who);
+    fifo_append(context_is_home(home_of(co), os_thread()) ? &chain->here
+                                                          : &chain->away,
+                &co->link);
+}
+
+void wake_deliver_chain(WakeChain *chain)
 {
     OsThread *thread = os_thread();
-    Fifo local = { NULL, NULL };
-    Fifo away = { NULL, NULL };
     FifoNode *node;
 
-    while ((node = fifo_take(chain))) {
-        Coroutine *co = container_of(node, Coroutine, link);
+    while (chain->away.head) {
+        Coroutine *co = container_of(chain->away.head, Coroutine, link);
 
-        fifo_append(context_is_home(home_of(co), thread) ? &local : &away,
-                    node);
+        deliver_to(home_of(co), &chain->away);
     }
-    while (away.head) {
-        Coroutine *co = container_of(away.head, Coroutine, link);
-
-        deliver_to(home_of(co), &away);
+    if (thread->current && chain->here.head) {
+        coroutine_defer_claimed_chain(thread, &chain->here);
+        return;
     }
-    while ((node = fifo_take(&local))) {
-        wake_deliver(container_of(node, Coroutine, link));
+    while ((node = fifo_take(&chain->here))) {
+        coroutine_resume_claimed(thread, container_of(node, Coroutine, link));
     }
 }
 

@@ -15,16 +15,22 @@ void wake_as(Coroutine *co, const char *who);
 
 /*
  * Claim now, deliver later: for wakers that first collect (under a lock) and
- * then wake without it.  After wake_claim() nobody else can wake co.
+ * then wake without it.  A chain of claimed coroutines (by Coroutine.link, in
+ * order); zero is empty.
  */
-void wake_claim(Coroutine *co, const char *who);
-void wake_deliver(Coroutine *co);
+typedef struct WakeChain {
+    Fifo here; /* of the calling thread's context */
+    Fifo away; /* of others */
+} WakeChain;
+
+/* Claim co, and append it.  After that nobody else can wake it. */
+void wake_claim_to(WakeChain *chain, Coroutine *co, const char *who);
 
 /*
- * Deliver a chain of claimed coroutines (by Coroutine.link, in order), with at
- * most one notification for each run of coroutines of one context.
+ * Deliver all of a chain, on the thread that has made it, with at most one
+ * notification for each context.
  */
-void wake_deliver_chain(Fifo *chain);
+void wake_deliver_chain(WakeChain *chain);
 
 /*
  * ctx has stopped: deal with the coroutines that were posted to it too late

@@ -49,7 +49,7 @@ static int forget_error(CoGroup *group)
 
 static void member_ended(CoGroup *group, int result)
 {
-    Fifo woken = {NULL, NULL};
+    WakeChain woken = {0};
     Waiter *waiter;
     int error;
 
@@ -125,7 +125,7 @@ static void cancel_wait(CoWait *wait, int error)
 {
     CoGroup *group = (CoGroup *)wait->object;
     Waiter *waiter = waiter_of(wait);
-    Fifo woken = {NULL, NULL};
+    WakeChain woken = {0};
 
     brief_lock(&group->lock_);
     if (waiter->linked) {

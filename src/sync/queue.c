@@ -141,7 +141,7 @@ typedef struct QueueWake {
     Coroutine *self; /* the waker, or NULL outside coroutines */
     CoLock lock;     /* outside: the one that the caller holds */
     CoMutex *mutex;  /* whose pushed waiters have been taken over */
-    Fifo ready;      /* claimed, to be delivered by this call */
+    WakeChain ready; /* claimed, to be delivered by this call */
 } QueueWake;
 
 static COLD NORETURN void misuse_other_lock(const QueueWake *wake,
@@ -232,6 +232,19 @@ static bool collect_first(QueueWake *wake, CoQueue *queue)
     return false;
 }
 
+/* Fetch from memory what is needed of the next, and of the one after it. */
+static inline void fetch_ahead(const CoWaiterList *list)
+{
+    const Waiter *next = waiters_first(list);
+
+    if (next) {
+        prefetch(next->wait.co);
+        prefetch(&next->wait.co->link);
+        prefetch(next->next);
+        prefetch((const char *)next->next + CACHE_LINE);
+    }
+}
+
 /* Wake all who wait now. */
 static bool collect_all(QueueWake *wake, CoQueue *queue)
 {
@@ -241,6 +254,7 @@ static bool collect_all(QueueWake *wake, CoQueue *queue)
 
     co_queue_init(queue);
     while ((waiter = waiters_take(&all))) {
+        fetch_ahead(&all);
         if (wake_waiter(wake, waiter)) {
             any = true;
         }

@@ -167,7 +167,7 @@ static uint32_t own(CoRwlock *rwlock, uint32_t word, bool write, Coroutine *co)
 
 /* Let in, in their order, all who can have the lock now, and put them into
  * granted: a writer, or neighbouring readers.  Returns the word. */
-static uint32_t grant(CoRwlock *rwlock, uint32_t word, Fifo *granted,
+static uint32_t grant(CoRwlock *rwlock, uint32_t word, WakeChain *granted,
                       const char *call)
 {
     Waiter *first;
@@ -324,7 +324,7 @@ static inline void check_owner(const char *call, CoRwlock *rwlock,
 static NOINLINE void unlock_slow(CoRwlock *rwlock, uint32_t share)
 {
     uint32_t word = brief_lock_bits(&rwlock->word_) - share;
-    Fifo granted = {NULL, NULL};
+    WakeChain granted = {0};
 
     if (!MUTANT(RWLOCK_UNLOCK_FORGETS)) {
         word = grant(rwlock, word, &granted, "co_rwlock_unlock");
@@ -359,7 +359,7 @@ void co_rwlock_unlock(CoRwlock *rwlock)
 static NOINLINE void downgrade_slow(CoRwlock *rwlock)
 {
     uint32_t word = brief_lock_bits(&rwlock->word_) - WRITER + READER;
-    Fifo granted = {NULL, NULL};
+    WakeChain granted = {0};
 
     if (!MUTANT(RWLOCK_DOWNGRADE)) {
         word = grant(rwlock, word, &granted, "co_rwlock_downgrade");
@@ -388,7 +388,7 @@ static NOINLINE void coroutine_fn upgrade_slow(CoRwlock *rwlock,
                                                Coroutine *self)
 {
     uint32_t word = brief_lock_bits(&rwlock->word_) - READER;
-    Fifo granted = {NULL, NULL};
+    WakeChain granted = {0};
     RwlockWaiter waiter;
     bool wait = word != 0;
 

@@ -35,7 +35,7 @@ void co_semaphore_init(CoSemaphore *semaphore, uint64_t units)
 }
 
 /* Under the brief lock: serve, in order, those for whom there are enough. */
-static void grant(CoSemaphore *semaphore, Fifo *granted, const char *who)
+static void grant(CoSemaphore *semaphore, WakeChain *granted, const char *who)
 {
     Waiter *first;
 
@@ -67,7 +67,7 @@ static void cancel_acquire(CoWait *wait, int error)
     CoSemaphore *semaphore = (CoSemaphore *)wait->object;
     Waiter *waiter = waiter_of(wait);
     const char *who = "a cancellation";
-    Fifo woken = {NULL, NULL};
+    WakeChain woken = {0};
 
     brief_lock(&semaphore->lock_);
     if (waiter->linked) {
@@ -118,7 +118,7 @@ static COLD NORETURN void misuse_overflow(CoSemaphore *semaphore,
 
 void co_semaphore_release(CoSemaphore *semaphore, uint64_t units)
 {
-    Fifo granted = {NULL, NULL};
+    WakeChain granted = {0};
 
     os_check_fork("co_semaphore_release");
     brief_lock(&semaphore->lock_);

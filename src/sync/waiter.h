@@ -85,17 +85,17 @@ static inline Waiter *waiters_take(CoWaiterList *list)
  * a chain to be delivered, as who, when no lock is held any more.  It cannot
  * run before that; its record is not used again.
  */
-static inline void waiter_claim(Waiter *waiter, Fifo *chain, const char *who)
+static inline void waiter_claim(Waiter *waiter, WakeChain *chain,
+                                const char *who)
 {
-    wake_claim(waiter->wait.co, who);
-    fifo_append(chain, &waiter->wait.co->link);
+    wake_claim_to(chain, waiter->wait.co, who);
 }
 
 /* Wake a chain in its order, with at most one notification a context.  What
  * they waited for may be gone when this returns. */
-static inline void waiters_deliver(Fifo *chain)
+static inline void waiters_deliver(WakeChain *chain)
 {
-    if (chain->head) {
+    if (chain->here.head || chain->away.head) {
         wake_deliver_chain(chain);
     }
 }

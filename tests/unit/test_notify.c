@@ -341,11 +341,10 @@ static void wake_all(void *opaque)
 static void wake_chain(void *opaque)
 {
     Coroutine **co = opaque;
-    Fifo chain = {NULL, NULL};
+    WakeChain chain = {0};
 
     for (int i = 0; i < MANY; i++) {
-        wake_claim(co[i], "wake_chain");
-        fifo_append(&chain, &co[i]->link);
+        wake_claim_to(&chain, co[i], "wake_chain");
     }
     wake_deliver_chain(&chain);
 }
