@@ -240,8 +240,10 @@ static inline void fetch_ahead(const CoWaiterList *list)
     if (next) {
         prefetch(next->wait.co);
         prefetch(&next->wait.co->link);
-        prefetch(next->next);
-        prefetch((const char *)next->next + CACHE_LINE);
+        if (next->next) {
+            prefetch(next->next);
+            prefetch((const char *)next->next + CACHE_LINE);
+        }
     }
 }
 
