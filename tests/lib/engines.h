@@ -47,6 +47,16 @@ static inline bool uring_works(void)
     return ret != -ENOSYS;
 }
 
+/* From how many reports in a pass on io_uring receives (0: always). */
+static inline void uring_receives_from(unsigned reports)
+{
+#ifdef COAIO_HAVE_URING
+    poller_uring_set_crowd(reports);
+#else
+    (void)reports;
+#endif
+}
+
 /* Skip the case where io_uring does not work.  It receives as soon as it can,
  * not only where that pays. */
 static inline void needs_uring(void)
@@ -54,7 +64,7 @@ static inline void needs_uring(void)
     if (!uring_works()) {
         SKIP("io_uring does not work here");
     }
-    poller_uring_set_crowd(0);
+    uring_receives_from(0);
 }
 
 static inline AioContext *context_on(const char *engine)

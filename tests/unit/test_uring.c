@@ -517,7 +517,7 @@ TEST(it_receives_where_more_than_one_has_something)
     }
     unsetenv("COAIO_URING_WITHOUT");
     begin();
-    poller_uring_set_crowd(2);
+    uring_receives_from(2);
     for (int i = 0; i < 2; i++) {
         open_pair(fds[i]);
         readers[i] = (Reader){.fd = fds[i][0], .times = 5 - (unsigned)i};
