@@ -6,6 +6,7 @@
  * bad at:
  *
  *   at once     a file in memory (tmpfs, ramfs), up to DIRECT_MAX bytes
+ *   the engine  small reads, many at once, where system calls are dear
  *   RWF_NOWAIT  what is in the page cache comes at once; -EAGAIN means that
  *               it is not there, -EOPNOTSUPP is remembered for the file
  *   the engine  everything else at an offset, if it can (io_uring)
@@ -21,10 +22,15 @@
  */
 #include "io/io_int.h"
 
+#include "loop/context.h"
+
 #include <errno.h>
 #include <limits.h>
 
 #define DIRECT_MAX ((size_t)256 << 10)
+
+/* Beyond that it is the bytes that cost, not the call. */
+#define DEAR_MAX ((size_t)32 << 10)
 
 typedef struct FileCall {
     const IoTransfer *transfer;
@@ -72,14 +78,22 @@ static ssize_t transfer_nowait(const IoTransfer *t)
 /*
  * Whether fd is a file now, asked of the kernel: io_uring ignores the offset
  * where preadv(2) says ESPIPE, and would take from a pipe or a socket that has
- * got the number meanwhile.
+ * got the number meanwhile.  Once in a pass will do.
  */
 static bool is_file_still(int fd)
 {
+    const AioContext *ctx = os_thread()->context;
     OsFileKind kind;
-    IoFd *entry;
+    IoFd *entry = io_fd_find(fd);
 
-    return io_fd_check(fd, &entry, &kind) == 0 && kind == OS_FILE_REGULAR;
+    if (entry && ctx->depth > 0 && load_relaxed(&entry->seen) == ctx->pass) {
+        return true;
+    }
+    if (io_fd_check(fd, &entry, &kind) < 0 || kind != OS_FILE_REGULAR) {
+        return false;
+    }
+    store_relaxed(&entry->seen, ctx->pass);
+    return true;
 }
 
 static ssize_t coroutine_fn transfer_by_engine(const FileCall *f,
@@ -188,6 +202,13 @@ ssize_t io_file_transfer(const IoTransfer *transfer, IoFd *entry,
         f.total += transfer->iov[i].iov_len;
     }
     store_relaxed(&entry->transfers, load_relaxed(&entry->transfers) + 1);
+    if (transfer->direction == IO_READ && kind == OS_FILE_REGULAR &&
+        f.total <= DEAR_MAX && io_better_submit(OS_URING_READ)) {
+        result = transfer_by_engine(&f, &whole);
+        if (result != IO_NEEDS_OTHER_WAY) {
+            return result;
+        }
+    }
     result = transfer_at_once(&f, &whole);
     if (result == IO_NEEDS_WORKER) {
         return transfer_elsewhere(&f, &whole);

@@ -48,6 +48,8 @@ typedef struct IoFd {
     uint32_t facts;      /* atomic; IO_KIND..., IO_NO_... */
     uint32_t transfers;  /* atomic; since the facts were checked; a hint */
     uint64_t serial;     /* atomic; of the file, when they were */
+    uint64_t seen;       /* atomic; AioContext.pass in which it was a file;
+                            a hint */
 
     WorkerLane writes; /* those that exclude one another; the pool's */
 
@@ -199,6 +201,8 @@ void io_fd_release(IoFd *entry);
 
 /* Whether the engine of the caller's context makes such calls. */
 bool io_may_submit(OsUringCall call);
+/* And better than a system call that would not block.  Asked before each. */
+bool io_better_submit(OsUringCall call);
 
 /*
  * Make request, on the file that entry stands for, an operation of the engine

@@ -206,6 +206,7 @@ static void begin_generation(IoFd *entry, uint32_t facts, List *ended)
 {
     entry->generation++;
     store_relaxed(&entry->facts, facts);
+    store_relaxed(&entry->seen, (uint64_t)0);
     for (int d = 0; d < 2; d++) {
         io_turn_end_all_locked(&entry->sides[d], -ECANCELED, ended);
         store_relaxed(&entry->sides[d].held, 0);

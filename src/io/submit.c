@@ -49,6 +49,17 @@ bool io_may_submit(OsUringCall call)
     return ctx->poller.ops->submit && ctx->poller.ops->takes(ctx, call);
 }
 
+bool io_better_submit(OsUringCall call)
+{
+    AioContext *ctx;
+
+    if (!io_has_home()) {
+        return false;
+    }
+    ctx = os_thread()->context;
+    return ctx->poller.ops->prefers && ctx->poller.ops->prefers(ctx, call);
+}
+
 /* --- on the home thread, outside the coroutine ----------------------------*/
 
 static void submission_done(void *owner, Post *post)

@@ -265,7 +265,10 @@ static void setup_once(void)
 
 static void context_init(AioContext *ctx, const AioContextOptions *options)
 {
+    static uint32_t made; /* atomic */
+
     ctx->handles = 1;
+    ctx->pass = (uint64_t)fetch_add_relaxed(&made, 1u) << 32;
     ctx->pins = 1;
     ctx->event[0] = -1;
     ctx->event[1] = -1;

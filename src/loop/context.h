@@ -69,6 +69,8 @@ struct AioContext {
                                  ended, lock's: what will never run */
     uint32_t hurry_seen;     /* hurry, when idle was taken last */
     unsigned depth;          /* of nested passes */
+    uint64_t pass;           /* the last that has begun; no other context, and
+                                no other pass, has the same; above 0 */
     uint64_t ran;            /* callbacks and coroutines that made progress */
     unsigned skipped;        /* passes in a row that did not look at fds */
     Timers timers;
@@ -131,6 +133,13 @@ static inline bool context_hurried(const AioContext *ctx)
 /* Drop the handle of the coroutines if there are none.  Home thread, or any
  * when the context is stopped. */
 void context_release_population(AioContext *ctx);
+
+/* A pass of ctx begins. */
+static inline void context_enter_pass(AioContext *ctx)
+{
+    ctx->depth++;
+    ctx->pass++;
+}
 
 /* A pass ends: ctx may have been closed in it, and goes then. */
 void context_leave_pass(AioContext *ctx);

@@ -264,7 +264,7 @@ bool context_foreign_dispatch(AioContext *ctx)
     bool progress;
 
     notify_woken(ctx);
-    ctx->depth++;
+    context_enter_pass(ctx);
     ctx->poller.ops->wait(ctx, 0);
     progress = context_dispatch(ctx);
     context_release_population(ctx);
@@ -303,7 +303,7 @@ bool aio_poll(AioContext *ctx, bool blocking)
     if (unlikely(!context_is_home(ctx, thread))) {
         aio_context_attach(ctx);
     }
-    ctx->depth++;
+    context_enter_pass(ctx);
     timeout_ns = blocking ? context_prepare(ctx) : 0;
     if (MUTANT(NOTIFY_NONBLOCKING_EATS) && !blocking) {
         store_relaxed(&ctx->wake, WAKE_AWAKE);

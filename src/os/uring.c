@@ -34,6 +34,7 @@
 
 #include "base/atomic.h"
 #include "base/compiler.h"
+#include "os/clock.h"
 #include "os/fault.h"
 #include "os/memory.h"
 #include "os/thread.h"
@@ -54,6 +55,8 @@
 #define SUBMISSIONS 128
 #define COMPLETIONS 1024
 
+#define TRIES_TO_ENTER 8
+
 #define NEEDED \
     (IORING_FEAT_NODROP | IORING_FEAT_EXT_ARG | IORING_FEAT_RSRC_TAGS)
 
@@ -64,6 +67,7 @@ struct OsUring {
     bool sockets;   /* and for calls on sockets */
     uint8_t skip;   /* IOSQE_... for a removal */
     uint64_t known; /* bit by IORING_OP_...: the kernel has it */
+    int64_t enter_ns;
 };
 
 /* --- life -----------------------------------------------------------------*/
@@ -143,13 +147,25 @@ static int look_at_requests(OsUring *ring)
     return ret;
 }
 
-/* Whether io_uring_enter(2) is forbidden.  Else it finds the ring disabled. */
+/*
+ * Whether io_uring_enter(2) is forbidden.  Else it finds the ring disabled, and
+ * has nothing to do: so much a system call costs here.  The quickest of a few,
+ * since others may be interrupted.
+ */
 static int try_to_enter(OsUring *ring)
 {
-    int ret;
+    int64_t best_ns = INT64_MAX;
+    int ret = 0;
 
-    os_count(OS_COUNT_SYSCALLS);
-    ret = io_uring_enter((unsigned)ring->ring.ring_fd, 0, 0, 0, NULL);
+    for (int i = 0; i < TRIES_TO_ENTER; i++) {
+        int64_t begin_ns = os_clock_monotonic_ns(), ns;
+
+        os_count(OS_COUNT_SYSCALLS);
+        ret = io_uring_enter((unsigned)ring->ring.ring_fd, 0, 0, 0, NULL);
+        ns = os_clock_monotonic_ns() - begin_ns;
+        best_ns = ns < best_ns ? ns : best_ns;
+    }
+    ring->enter_ns = best_ns;
     return ret == -EPERM || ret == -EACCES || ret == -ENOSYS ? ret : 0;
 }
 
@@ -213,6 +229,11 @@ int os_uring_enable(OsUring *ring)
     /* io_uring_enable_rings(), which the library does not export. */
     return io_uring_register((unsigned)ring->ring.ring_fd,
                              IORING_REGISTER_ENABLE_RINGS, NULL, 0);
+}
+
+int64_t os_uring_enter_ns(const OsUring *ring)
+{
+    return ring->enter_ns;
 }
 
 int os_uring_descriptor(const OsUring *ring)

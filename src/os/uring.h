@@ -15,6 +15,7 @@
  *
  *                            any thread, before   the thread that enabled it
  *   os_uring_close                  yes                     yes
+ *   os_uring_enter_ns               yes                     yes
  *   all the others                  no                      yes
  */
 #ifndef COAIO_OS_URING_H
@@ -104,6 +105,9 @@ int os_uring_poll_remove(OsUring *ring, uint64_t data, uint64_t ignore);
 
 /* Whether there is no room for a request before the next os_uring_wait(). */
 bool os_uring_full(const OsUring *ring);
+
+/* What it costs to enter the kernel and to come out again. */
+int64_t os_uring_enter_ns(const OsUring *ring);
 
 /* Whether the kernel has requests for that call. */
 bool os_uring_takes(const OsUring *ring, OsUringCall call);

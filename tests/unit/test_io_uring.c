@@ -8,6 +8,7 @@
 #include "loop/wait.h"
 #include "loop/worker.h"
 #include "os/fault.h"
+#include "os/valgrind.h"
 
 #include <coaio/bh.h>
 #include <coaio/io.h>
@@ -434,6 +435,145 @@ TEST(where_the_kernel_cannot_a_worker_does_it)
     CHECK_EQ(worker_thread_count(), 1);
     close(fd);
     end();
+}
+
+/* --- reads from the page cache --------------------------------------------*/
+
+enum {
+    READS = 20
+};
+
+static Call reads[READS];
+static int read_fd;
+static unsigned read_size, read_n;
+static off_t read_at; /* of the first; the others each a page later */
+
+static ssize_t coroutine_fn read_own(int i)
+{
+    static char bufs[READS][SIZE];
+    const char *buf = bufs[i];
+    off_t at = read_at + i % 8 * 4096;
+    ssize_t n = co_pread(read_fd, bufs[i], read_size, at);
+
+    for (ssize_t k = 0; k < n; k++) {
+        CHECK_EQ(buf[k], 'a' + (at + k) / 4096);
+    }
+    return n;
+}
+
+static void start_reads(void *opaque)
+{
+    (void)opaque;
+    for (unsigned i = 0; i < read_n; i++) {
+        start(&reads[i], read_own, (int)i);
+    }
+}
+
+/* Have n made in one pass.  Returns how many system calls that takes. */
+static uint64_t calls_of_reads(unsigned n)
+{
+    uint64_t before = os_counter(OS_COUNT_SYSCALLS);
+
+    read_n = n;
+    memset(reads, 0, sizeof(reads));
+    aio_bh_schedule_oneshot(ctx, start_reads, NULL);
+    for (unsigned i = 0; i < n; i++) {
+        go_until(ctx, &reads[i].done);
+    }
+    return os_counter(OS_COUNT_SYSCALLS) - before;
+}
+
+/* On a machine where a system call takes longer than dear_ns. */
+static void begin_reads(int64_t dear_ns)
+{
+    if (os_in_valgrind()) {
+        SKIP("in Valgrind a sleep takes two calls more");
+    }
+    needs_uring();
+    uring_reads_from_ns(dear_ns);
+    ctx = go_begin("uring");
+    read_fd = make_file(0);
+    for (int i = 0; i < SIZE / 4096; i++) {
+        memset(page, 'a' + i, sizeof(page));
+        CHECK_EQ(pwrite(read_fd, page, sizeof(page), i * 4096), sizeof(page));
+    }
+    read_size = 4096;
+    read_at = 0;
+    calls_of_reads(READS); /* shows how many they are */
+    calls_of_reads(READS); /* makes stacks */
+}
+
+static void end_reads(void)
+{
+    CHECK_EQ(worker_thread_count(), 0);
+    close(read_fd);
+    end();
+}
+
+TEST(many_reads_of_a_pass_are_one_call_where_calls_are_dear)
+{
+    unsetenv("COAIO_URING_WITHOUT");
+    begin_reads(0);
+    for (int round = 0; round < 3; round++) {
+        CHECK(calls_of_reads(READS) <= 4); /* what the number is, and sleeps */
+        for (int i = 0; i < READS; i++) {
+            CHECK_EQ(reads[i].result, 4096);
+        }
+    }
+    read_at = SIZE - 4096 - 100; /* and across the end, and behind it */
+    CHECK(calls_of_reads(READS) <= 4);
+    for (int i = 0; i < READS; i++) {
+        CHECK_EQ(reads[i].result, i % 8 == 0 ? 4096 : i % 8 == 1 ? 100 : 0);
+    }
+    end_reads();
+}
+
+TEST(a_few_reads_are_calls_of_their_own)
+{
+    unsetenv("COAIO_URING_WITHOUT");
+    begin_reads(0);
+    calls_of_reads(4);
+    CHECK(calls_of_reads(4) >= 4);
+    calls_of_reads(READS);
+    CHECK(calls_of_reads(READS) < READS);
+    read_size = SIZE; /* and long ones, how many they may be */
+    CHECK(calls_of_reads(READS) >= READS);
+    end_reads();
+}
+
+TEST(where_calls_are_cheap_each_read_is_one)
+{
+    unsetenv("COAIO_URING_WITHOUT");
+    begin_reads(INT64_MAX);
+    CHECK(calls_of_reads(READS) >= READS);
+    end_reads();
+}
+
+TEST(reads_are_left_to_system_calls_if_asked)
+{
+    CHECK_EQ(setenv("COAIO_URING_WITHOUT", "reads", 1), 0);
+    begin_reads(0);
+    CHECK(calls_of_reads(READS) >= READS);
+    end_reads();
+}
+
+/* In the ring as in preadv(2): io_uring would read, whatever the offset. */
+TEST(many_reads_of_what_has_become_a_pipe_fail)
+{
+    int ends[2];
+
+    unsetenv("COAIO_URING_WITHOUT");
+    begin_reads(0);
+    CHECK(calls_of_reads(READS) < READS);
+    CHECK_EQ(pipe2(ends, O_CLOEXEC | O_NONBLOCK), 0);
+    CHECK_EQ(dup3(ends[0], read_fd, O_CLOEXEC), read_fd);
+    calls_of_reads(READS);
+    for (int i = 0; i < READS; i++) {
+        CHECK_EQ(reads[i].result, -ESPIPE);
+    }
+    close(ends[0]);
+    close(ends[1]);
+    end_reads();
 }
 
 TEST_MAIN()

@@ -74,10 +74,13 @@ typedef struct PollerOps {
      */
     int (*wait)(struct AioContext *ctx, int64_t timeout_ns);
 
-    /* These four are NULL for engines that have no operations, and for the home
+    /* These five are NULL for engines that have no operations, and for the home
      * thread.  Whether the engine and the kernel make that call, and it pays
      * now: */
     bool (*takes)(struct AioContext *ctx, OsUringCall call);
+    /* Whether a call that it takes is better made by it though a system call
+     * would not block.  Asked before each. */
+    bool (*prefers)(struct AioContext *ctx, OsUringCall call);
     /*
      * Take in an operation that it takes, for the next wait().  Returns false
      * if there is no room now.
@@ -122,6 +125,8 @@ extern const PollerOps poller_uring;
 #ifdef COAIO_TESTING
 /* From how many reports in one wait() on it takes receives (0: always). */
 void poller_uring_set_crowd(unsigned n);
+/* From what price of a system call on it prefers reads, in rings to come. */
+void poller_uring_set_dear_ns(int64_t ns);
 #endif
 
 /* In the events of update(); no POLL... flag has this value. */

@@ -84,6 +84,16 @@ enum {
  */
 static unsigned crowd = 2; /* atomic, for tests */
 
+/*
+ * Where a system call costs so much, it is better to make many reads from the
+ * page cache by one than each by its own: for those the ring costs more than a
+ * cheap call, and the coroutines wait.
+ */
+static int64_t dear_ns = 400; /* atomic, for tests */
+
+/* So many calls in a pass are many. */
+#define MANY_CALLS 8
+
 /* A descriptor. */
 typedef struct Watch {
     uint32_t events; /* wanted, with POLLER_ONESHOT; 0: nothing */
@@ -101,6 +111,10 @@ typedef struct UringState {
     bool hears;    /* likewise: the event fd is watched */
     bool polled;   /* likewise: a foreign loop may poll the ring */
     int reported;  /* likewise: by the last wait() that reported something */
+    bool dear;     /* system calls are; constant */
+    unsigned asked; /* likewise: for preferences, in the pass asking */
+    unsigned asked_before; /* likewise: in the last one that asked before */
+    uint64_t asking;
 
     OsMutex lock;   /* of all below; taken after that of the fd table */
     Watch *watches; /* by descriptor */
@@ -125,20 +139,20 @@ static uint64_t poll_data(int fd, uint32_t serial)
 
 /* --- life -----------------------------------------------------------------*/
 
-static unsigned features_to_avoid(void)
+static bool to_be_avoided(const char *feature)
 {
     const char *names = os_getenv("COAIO_URING_WITHOUT");
-    unsigned without = 0;
 
-    if (!names) {
-        return 0;
-    }
-    without |= strstr(names, "defer") ? OS_URING_NO_DEFER : 0;
-    without |= strstr(names, "coop") ? OS_URING_NO_COOP : 0;
-    without |= strstr(names, "skip") ? OS_URING_NO_SKIP : 0;
-    without |= strstr(names, "files") ? OS_URING_NO_FILES : 0;
-    without |= strstr(names, "sockets") ? OS_URING_NO_SOCKETS : 0;
-    return without;
+    return names && strstr(names, feature);
+}
+
+static unsigned features_to_avoid(void)
+{
+    return (to_be_avoided("defer") ? OS_URING_NO_DEFER : 0) |
+           (to_be_avoided("coop") ? OS_URING_NO_COOP : 0) |
+           (to_be_avoided("skip") ? OS_URING_NO_SKIP : 0) |
+           (to_be_avoided("files") ? OS_URING_NO_FILES : 0) |
+           (to_be_avoided("sockets") ? OS_URING_NO_SOCKETS : 0);
 }
 
 static int open_uring(AioContext *ctx)
@@ -156,6 +170,8 @@ static int open_uring(AioContext *ctx)
         os_free(state);
         return ret;
     }
+    state->dear = os_uring_enter_ns(state->ring) >= load_relaxed(&dear_ns) &&
+                  !to_be_avoided("reads");
     os_mutex_init(&state->lock);
     state->first = NONE;
     ctx->poller.state = state;
@@ -599,7 +615,26 @@ static bool takes_uring(AioContext *ctx, OsUringCall call)
     return os_uring_takes(state->ring, call);
 }
 
+static bool prefers_uring(AioContext *ctx, OsUringCall call)
+{
+    UringState *state = ctx->poller.state;
+
+    if (state->asking != ctx->pass) {
+        state->asking = ctx->pass;
+        state->asked_before = state->asked;
+        state->asked = 0;
+    }
+    state->asked++;
+    return state->dear && state->asked_before >= MANY_CALLS &&
+           takes_uring(ctx, call);
+}
+
 #ifdef COAIO_TESTING
+void poller_uring_set_dear_ns(int64_t ns)
+{
+    store_relaxed(&dear_ns, ns);
+}
+
 void poller_uring_set_crowd(unsigned n)
 {
     store_relaxed(&crowd, n);
@@ -771,6 +806,7 @@ const PollerOps poller_uring = {
     .update = update_uring,
     .wait = await_uring,
     .takes = takes_uring,
+    .prefers = prefers_uring,
     .submit = submit_uring,
     .cancel = cancel_uring,
     .drop = drop_uring,
