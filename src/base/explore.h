@@ -36,6 +36,7 @@
     each(FD_CHANGE_QUIET, "fd-change-quiet")                                  \
     each(FD_STALE_REPORT, "fd-stale-report")                                  \
     each(FD_TODO_KEPT, "fd-todo-kept")                                        \
+    each(FD_WAIT_LINK_FIRST, "fd-wait-link-first")                            \
     each(HANDLER_EDIT_IN_PLACE, "handler-edit-in-place")                      \
     each(IOTHREAD_NO_LAST_PASS, "iothread-no-last-pass")                      \
     each(IOTHREAD_STARTED_RELAXED, "iothread-started-relaxed")                \

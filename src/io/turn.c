@@ -24,7 +24,7 @@ static void turn_cancel(CoWait *wait, int error)
     bool ours;
 
     os_mutex_lock(&turn->side->lock);
-    ours = list_linked(&turn->link);
+    ours = !co_wait_ended(wait); /* else the link is no longer the side's */
     if (ours) {
         list_remove(&turn->link);
         co_wait_settle(wait, error); /* INVARIANTS 2 */

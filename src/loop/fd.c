@@ -760,7 +760,12 @@ static void end_early(FdWait *wait, int result, const char *who)
     bool ours;
 
     os_mutex_lock(&table->lock);
-    ours = list_linked(&wait->link) && !co_wait_ended(&wait->wait);
+    if (MUTANT(FD_WAIT_LINK_FIRST) && !list_linked(&wait->link)) {
+        os_mutex_unlock(&table->lock);
+        return;
+    }
+    /* Once it has ended, the link belongs to who ended it. */
+    ours = !co_wait_ended(&wait->wait) && list_linked(&wait->link);
     if (ours) {
         list_remove(&wait->link);
         leave_watched(table, record_find(table, wait->fd));

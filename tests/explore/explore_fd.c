@@ -6,11 +6,14 @@
 #include "base/atomic.h"
 #include "explore.h"
 #include "loop/context.h"
+#include "loop/fd_int.h"
 #include "os/memory.h"
 
 #include <coaio/bh.h>
 #include <coaio/context.h>
+#include <coaio/coroutine.h>
 #include <coaio/fd.h>
+#include <errno.h>
 #include <poll.h>
 
 typedef struct Source {
@@ -298,5 +301,43 @@ EXPLORE(removed_while_it_is_asked, .setup = make_context,
         .marks = {"fd: a handler goes while it is asked"},
         .mutants = {
             {MUTANT_FD_BUSY_READS_LATE, "data race", "fd_busy_poll", false}})
+
+/* --- a wait that is cancelled as its time is up ---------------------------*/
+
+static int wait_result;
+static bool waited;
+
+static void coroutine_fn wait_for_a_while(void *opaque)
+{
+    (void)opaque;
+    wait_result = fd_wait(fd[0], POLLIN, 1000, "a test");
+    waited = true;
+}
+
+static void poll_until_waited(void)
+{
+    aio_context_attach(ctx);
+    explore_begin();
+    coroutine_enter(coroutine_create(wait_for_a_while, NULL));
+    while (!waited) {
+        aio_poll(ctx, true);
+    }
+    CHECK(wait_result == -ETIMEDOUT || wait_result == -ECANCELED);
+    explore_end();
+    aio_context_unref(ctx);
+}
+
+static void cancel_waits(void)
+{
+    explore_begin();
+    fd_cancel_all(fd[0], -ECANCELED);
+    explore_end();
+}
+
+EXPLORE(cancelled_as_its_time_is_up, .setup = make_context,
+        .threads = {poll_until_waited, cancel_waits}, .finish = free_sources,
+        .timeouts = true,
+        .mutants = {
+            {MUTANT_FD_WAIT_LINK_FIRST, "data race", "list_linked", false}})
 
 EXPLORE_MAIN()
