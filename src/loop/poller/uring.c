@@ -112,9 +112,10 @@ typedef struct UringState {
     bool polled;   /* likewise: a foreign loop may poll the ring */
     int reported;  /* likewise: by the last wait() that reported something */
     bool dear;     /* system calls are; constant */
-    unsigned asked; /* likewise: for preferences, in the pass asking */
-    unsigned asked_before; /* likewise: in the last one that asked before */
-    uint64_t asking;
+    uint64_t asking; /* the home thread's: AioContext.pass of the last call for
+                        which prefers() was asked */
+    unsigned asked;  /* likewise: how often in that pass */
+    unsigned asked_before; /* likewise: and in the last one before it */
 
     OsMutex lock;   /* of all below; taken after that of the fd table */
     Watch *watches; /* by descriptor */
