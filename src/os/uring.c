@@ -45,10 +45,6 @@
 #include <poll.h>
 #include <signal.h>
 
-#ifdef COAIO_HAVE_VALGRIND
-#include <valgrind/memcheck.h>
-#endif
-
 #define NS_PER_S 1000000000
 
 /* Requests that are queued at once, and completions, at 64 and 16 bytes. */
@@ -407,24 +403,24 @@ int os_uring_request(OsUring *ring, const OsUringRequest *request,
     return 0;
 }
 
+/* It has not seen the kernel write. */
+static void tell_valgrind(const struct iovec *iov, ssize_t left)
+{
+    for (; left > 0; iov++) {
+        size_t n = (size_t)left < iov->iov_len ? (size_t)left : iov->iov_len;
+
+        os_valgrind_defined(iov->iov_base, n);
+        left -= (ssize_t)n;
+    }
+}
+
 void os_uring_finished(const OsUringRequest *request, ssize_t result)
 {
     os_record(call_kinds[request->call].name, request->fd, request->offset,
               result, false);
-#ifdef COAIO_HAVE_VALGRIND
-    bool fills =
-        request->call == OS_URING_READ || request->call == OS_URING_RECV;
-
-    /* It has not seen the kernel write. */
-    for (int i = 0; fills && result > 0; i++) {
-        const struct iovec *iov = &request->iov[i];
-        size_t n =
-            (size_t)result < iov->iov_len ? (size_t)result : iov->iov_len;
-
-        VALGRIND_MAKE_MEM_DEFINED(iov->iov_base, n);
-        result -= (ssize_t)n;
+    if (request->call == OS_URING_READ || request->call == OS_URING_RECV) {
+        tell_valgrind(request->iov, result);
     }
-#endif
 }
 
 bool os_uring_taken(const OsUring *ring, unsigned slot)
