@@ -35,6 +35,9 @@
  *     --no-fork NAME  run one case in this process, for a debugger
  *     PATTERN...      run only the cases that match one of these globs
  *
+ * Without patterns it leaves out the cases that match one of the globs in
+ * COAIO_TEST_EXCEPT, which have colons in between.
+ *
  *                          case body   coroutine   thread of a case
  *     CHECK, CHECK_EQ...      yes         yes            yes
  *     SKIP                    yes         yes            yes

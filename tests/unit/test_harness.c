@@ -125,6 +125,19 @@ TEST(an_expected_abort_must_come_with_its_line)
     expect("dies", 0, "ok 1 - dies\n");
 }
 
+TEST(excepted_cases_do_not_run)
+{
+    Report r;
+
+    CHECK_EQ(setenv("COAIO_TEST_EXCEPT", "[a-o]*:[q-z]*", 1), 0);
+    run_specimen(&r, "");
+    CHECK_EQ(r.status, 0);
+    CHECK_STR(r.text, "1..1\nok 1 - passes\n");
+    expect("skips", 0, "ok 1 - skips"); /* it was asked for */
+    CHECK_EQ(setenv("COAIO_TEST_EXCEPT", "nothing:*", 1), 0);
+    expect("", 0, "1..0 # SKIP");
+}
+
 /* The clock of this case is the watchdog's: a scale of 0 makes it 0 s. */
 TEST(a_hung_case_is_killed)
 {
