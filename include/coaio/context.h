@@ -57,12 +57,11 @@ typedef struct AioContextOptions {
     const char *name;    /* for reports; copied, at most 31 bytes are kept */
     const char *engine;  /* "epoll", "poll" or "uring" (or "io_uring", which is
                             the same); NULL: the environment's COAIO_ENGINE,
-                            or else the better of the first two that works
-                            here.  Where the environment asks for io_uring and
-                            it does not work, that takes its place, too, and
-                            one line on standard error says why.  "auto", in
-                            either: io_uring if the kernel (6.1 or later) lets
-                            this process use it, or else that, and the line */
+                            or else "auto": io_uring if the kernel (6.1 or
+                            later) lets this process use it, or else the better
+                            of the other two that works here, and then one line
+                            on standard error says why.  The same holds where
+                            the environment asks for io_uring by name */
 } AioContextOptions;
 
 /**

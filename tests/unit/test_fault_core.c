@@ -160,9 +160,8 @@ static void fail_any(void)
 
 TEST(a_context_fails_with_the_error_that_there_was)
 {
-    static const char *const engines[] = {NULL, "poll", "uring"};
+    static const char *const engines[] = {"epoll", "poll", "uring"};
 
-    unsetenv("COAIO_ENGINE");
     for (int i = 0; i < (uring_works() ? 3 : 2); i++) {
         engine = engines[i];
         fail_any();

@@ -9,6 +9,7 @@
 #include "engines.h"
 #include "loop/context.h"
 #include "os/fault.h"
+#include "seccomp.h"
 
 #include <coaio/coroutine.h>
 #include <coaio/fd.h>
@@ -19,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 static AioContext *ctx;
@@ -921,7 +923,6 @@ TEST(engines_are_chosen_by_name)
     aio_context_unref(other);
     setenv("COAIO_ENGINE", "", 1);
     CHECK_EQ(aio_context_new(&other, NULL), 0);
-    CHECK_STR(aio_context_engine(other), "epoll");
     aio_context_unref(other);
 }
 
@@ -930,6 +931,9 @@ TEST(an_engine_that_does_not_work_is_replaced_unless_named)
     AioContextOptions options = {.size = sizeof(options), .engine = "epoll"};
     AioContext *other;
 
+    if (uring_works() && seccomp_refuse(SYS_io_uring_setup, ENOSYS)) {
+        SKIP("no seccomp here");
+    }
     setenv("COAIO_ENGINE", "", 1);
     os_fault_arm(1, ENOSYS, "epoll_create");
     CHECK_EQ(aio_context_new(&other, &options), -ENOSYS);

@@ -94,12 +94,23 @@ TEST(it_goes_by_two_names)
     }
 }
 
-TEST(it_is_not_the_default)
+/* No wish means "auto". */
+TEST(it_is_the_default)
 {
+    AioContextOptions options = {.size = sizeof(options), .engine = "auto"};
+    AioContext *best;
+
+    needs_uring();
+    CHECK_EQ(aio_context_new(&best, &options), 0);
     unsetenv("COAIO_ENGINE");
     ctx = context_on(NULL);
-    CHECK_STR(aio_context_engine(ctx), "epoll");
+    CHECK_STR(aio_context_engine(ctx), aio_context_engine(best));
     aio_context_unref(ctx);
+    CHECK_EQ(setenv("COAIO_ENGINE", "", 1), 0);
+    ctx = context_on(NULL);
+    CHECK_STR(aio_context_engine(ctx), aio_context_engine(best));
+    aio_context_unref(ctx);
+    aio_context_unref(best);
 }
 
 /* What is printed while standard error goes to a pipe. */
@@ -235,7 +246,9 @@ TEST(auto_is_io_uring_where_that_works)
 
     needs_uring();
     unsetenv("COAIO_URING_WITHOUT");
+    unsetenv("COAIO_ENGINE");
     ctx = context_on(NULL);
+    CHECK_STR(aio_context_engine(ctx), "uring");
     aio_context_unref(ctx);
     CHECK_EQ(setenv("COAIO_ENGINE", "auto", 1), 0);
     ctx = context_on(NULL);
@@ -256,13 +269,14 @@ TEST(auto_is_io_uring_where_that_works)
     aio_context_unref(ctx);
 }
 
-static void check_auto_refused(int call, int error, const char *why)
+static void check_auto_refused(const char *wish, int call, int error,
+                               const char *why)
 {
     char text[1000];
     int saved[2];
 
     needs_uring();
-    CHECK_EQ(setenv("COAIO_ENGINE", "auto", 1), 0);
+    CHECK_EQ(setenv("COAIO_ENGINE", wish, 1), 0);
     refuse(call, error);
     capture(saved);
     for (int i = 0; i < 3; i++) {
@@ -274,21 +288,28 @@ static void check_auto_refused(int call, int error, const char *why)
     release(saved, text, sizeof(text));
     CHECK_EQ(lines(text), 1);
     CHECK(strstr(text, why) != NULL);
+    CHECK(strstr(text, "COAIO_ENGINE=epoll") != NULL);
 }
 
 TEST(auto_says_that_it_is_forbidden)
 {
-    check_auto_refused(SYS_io_uring_setup, EPERM, "forbids it");
+    check_auto_refused("auto", SYS_io_uring_setup, EPERM, "forbids it");
+}
+
+TEST(the_default_says_that_it_is_forbidden)
+{
+    check_auto_refused("", SYS_io_uring_setup, EPERM, "forbids it");
 }
 
 TEST(auto_says_that_there_is_none)
 {
-    check_auto_refused(SYS_io_uring_setup, ENOSYS, "the kernel has none");
+    check_auto_refused("auto", SYS_io_uring_setup, ENOSYS,
+                       "the kernel has none");
 }
 
 TEST(auto_finds_that_it_may_not_enter)
 {
-    check_auto_refused(SYS_io_uring_enter, EPERM, "forbids it");
+    check_auto_refused("auto", SYS_io_uring_enter, EPERM, "forbids it");
 }
 
 /* One context that gets no ring does without; those beside it have theirs. */

@@ -8,11 +8,10 @@
  * the environment asks for io_uring and this machine refuses it (containers
  * and administrators do so), the best engine besides takes its place.
  *
- * "auto" is io_uring, but of a kernel that has all that the engine makes use
- * of.  Where that does not work, each context by itself does without, and the
- * first one says why in one line.  Contexts made later do not try again what
- * this process will never be allowed.  Without a wish it is epoll, since
- * io_uring is slower for one write after the other to a file on a disk.
+ * "auto", which is also what no wish means, is io_uring, but of a kernel that
+ * has all that the engine makes use of.  Where that does not work, each context
+ * by itself does without, and the first one says why in one line.  Contexts
+ * made later do not try again what this process will never be allowed.
  */
 #include "loop/poller/poller.h"
 
@@ -111,7 +110,7 @@ static COLD void say_why(const char *asked, int error)
 
     if (xchg_relaxed(&said, 1) == 0) {
         warn_line("%sio_uring does not work here (%s): another engine takes "
-                  "its place",
+                  "its place; COAIO_ENGINE=epoll does not even try",
                   asked, refusal_in_full(error));
     }
 }
@@ -134,7 +133,7 @@ static COLD int open_uring_or_other(AioContext *ctx)
     return open_other(ctx);
 }
 
-/* Somebody asks for the best. */
+/* Somebody asks for the best, or for nothing. */
 static int open_best(AioContext *ctx)
 {
     static int refused; /* atomic; -errno, for good */
@@ -224,10 +223,7 @@ int poller_open(AioContext *ctx, const char *name)
     }
     wish = name ? NULL : os_getenv("COAIO_ENGINE");
     ctx->poller.replaceable = true;
-    if (!wish || !wish[0]) {
-        return open_other(ctx);
-    }
-    if (strcmp(wish, AUTO) == 0) {
+    if (!wish || !wish[0] || strcmp(wish, AUTO) == 0) {
         return open_best(ctx);
     }
     return is_uring(wish) ? open_uring_or_other(ctx) : open_named(ctx, wish);

@@ -110,7 +110,7 @@ typedef struct PollerOps {
 typedef struct Poller {
     const PollerOps *ops; /* atomic, for aio_context_engine() */
     void *state;   /* the engine's own */
-    bool best;      /* "auto" asked for it; constant */
+    bool best;      /* no engine was asked for, or "auto"; constant */
     bool replaceable; /* another may take its place; constant */
     unsigned ops_taken; /* operations that have not completed; the home's */
     bool ops_waiting; /* some of them for the next wait(); the home's */
