@@ -29,9 +29,6 @@
 
 #define DIRECT_MAX ((size_t)256 << 10)
 
-/* Beyond that it is the bytes that cost, not the call. */
-#define DEAR_MAX ((size_t)32 << 10)
-
 typedef struct FileCall {
     const IoTransfer *transfer;
     IoFd *entry;
@@ -203,7 +200,7 @@ ssize_t io_file_transfer(const IoTransfer *transfer, IoFd *entry,
     }
     store_relaxed(&entry->transfers, load_relaxed(&entry->transfers) + 1);
     if (transfer->direction == IO_READ && kind == OS_FILE_REGULAR &&
-        f.total <= DEAR_MAX && io_better_submit(OS_URING_READ)) {
+        f.total <= IO_DEAR_MAX && io_better_submit(OS_URING_READ)) {
         result = transfer_by_engine(&f, &whole);
         if (result != IO_NEEDS_OTHER_WAY) {
             return result;

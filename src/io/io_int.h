@@ -21,6 +21,9 @@
 
 #include <coaio/io.h>
 
+/* Beyond that it is the bytes that a transfer costs, not the call. */
+#define IO_DEAR_MAX ((size_t)32 << 10)
+
 typedef enum IoDirection {
     IO_READ = 0,
     IO_WRITE = 1
@@ -151,10 +154,11 @@ struct IoCall {
     ssize_t (*attempt)(IoCall *call);
     /* May block; for IO_NEEDS_WORKER only. */
     ssize_t (*block)(IoCall *call);
-    /* What the engine may do in place of an attempt, once those would block;
-     * iov is room for it.  NULL: nothing. */
+    /* What the engine may do in place of an attempt: receive, once those would
+     * block, or send; iov is room for it.  NULL: nothing. */
     void (*describe)(const IoCall *call, OsUringRequest *request,
                      struct iovec *iov);
+    OsUringCall described; /* what it describes */
     /* What the result of that means for the call: its result, or -EAGAIN if
      * that was a part of the work.  NULL: the result. */
     ssize_t (*went)(IoCall *call, ssize_t result);

@@ -99,6 +99,47 @@ static void offer(SocketCall *s)
 {
     if ((s->flags & ~(ENGINE_FLAGS | WAIT_FLAGS)) == 0) {
         s->call.describe = describe_recv;
+        s->call.described = OS_URING_RECV;
+    }
+}
+
+static void describe_send(const IoCall *call, OsUringRequest *request,
+                          struct iovec *iov)
+{
+    const SocketCall *s = container_of(call, const SocketCall, call);
+
+    iov->iov_base = s->buf;
+    iov->iov_len = s->count;
+    *request = (OsUringRequest){
+        .call = call->described,
+        .fd = call->fd,
+        .offset = -1,
+        .msg = s->msg,
+        .iov = iov,
+        .iovcnt = 1,
+        .mode = s->flags & MSG_MORE,
+    };
+}
+
+static size_t send_size(const SocketCall *s)
+{
+    size_t size = s->count;
+
+    for (size_t i = 0; s->msg && i < s->msg->msg_iovlen; i++) {
+        size += s->msg->msg_iov[i].iov_len;
+    }
+    return size;
+}
+
+/* The same for a send that is not too large, whose peer would miss what is on
+ * its way meanwhile.  File descriptors are sent by who has them. */
+static void offer_send(SocketCall *s)
+{
+    if ((s->flags & ~(MSG_MORE | MSG_DONTWAIT | MSG_NOSIGNAL)) == 0 &&
+        (!s->msg || s->msg->msg_controllen == 0) &&
+        send_size(s) <= IO_DEAR_MAX) {
+        s->call.describe = describe_send;
+        s->call.described = s->msg ? OS_URING_SENDMSG : OS_URING_SEND;
     }
 }
 
@@ -186,6 +227,7 @@ ssize_t co_send(int fd, const void *buf, size_t count, int flags)
     };
 
     io_begin("co_send", fd);
+    offer_send(&s);
     return io_transfer(&s.call);
 }
 
@@ -222,6 +264,7 @@ ssize_t co_sendmsg(int fd, const struct msghdr *msg, int flags)
     };
 
     io_begin("co_sendmsg", fd);
+    offer_send(&s);
     return io_transfer(&s.call);
 }
 
@@ -246,6 +289,8 @@ ssize_t io_socket_transfer(const IoTransfer *transfer)
     }
     if (reads) {
         offer(&s);
+    } else {
+        offer_send(&s);
     }
     return io_transfer(&s.call);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Operations that the engine of the context makes by itself, with the coroutine
- * parked meanwhile: on files, and receives, where io_uring is the engine.
+ * parked meanwhile: on files, and on sockets, where io_uring is the engine.
  *
  * Guarantees that the coroutine goes on only when the kernel uses neither the
  * buffers nor the descriptor any more, cancelled or not; and, of files, that
@@ -10,11 +10,11 @@
  * here, unless somebody uses close(2).
  *
  * A file answers by itself some time.  A socket need not, and its coroutine may
- * be parked in a context that has stopped; so co_close() does not wait for a
- * receive.  That is also a wait for the descriptor in the fd table, which
- * fd_cancel_all() ends from any thread, and which keeps what has not reached
- * the kernel from doing so.  Only the home thread may use the ring: whoever
- * ends a wait early wakes the coroutine, which has the kernel end the
+ * be parked in a context that has stopped; so co_close() does not wait for an
+ * operation on one.  That is also a wait for the descriptor in the fd table,
+ * which fd_cancel_all() ends from any thread, and which keeps what has not
+ * reached the kernel from doing so.  Only the home thread may use the ring:
+ * whoever ends a wait early wakes the coroutine, which has the kernel end the
  * operation, and waits for that.
  *
  * INVARIANTS

@@ -12,7 +12,8 @@
  * co_close(), waits for it.
  *
  * Where the engine receives by itself, it is asked to do so instead of watching
- * (submit.c); and soon without a try before.
+ * (submit.c); and soon without a try before.  Where it says that it is better
+ * at sending, it sends.
  *
  * Some descriptors are ready and would block all the same (a datagram socket
  * whose peer's queue is full, a file that another process reads from): after a
@@ -47,7 +48,7 @@ static ssize_t attempt(IoCall *call)
 /* Whether the engine is to make the call. */
 static bool may_be_made(const IoCall *call)
 {
-    return call->describe && io_may_submit(OS_URING_RECV);
+    return call->describe && io_may_submit(call->described);
 }
 
 static ssize_t block(void *arg)
@@ -230,6 +231,13 @@ static bool bets_on_nothing(const IoCall *call, IoSide *side)
     return true;
 }
 
+/* Whether the engine is better at the call than an attempt. */
+static bool is_better_made(const IoCall *call)
+{
+    return call->direction == IO_WRITE && call->describe &&
+           io_better_submit(call->described);
+}
+
 static void learn_bets(IoSide *side, bool in_vain)
 {
     uint32_t bets = in_vain ? BETS : 0;
@@ -248,12 +256,12 @@ ssize_t io_transfer(IoCall *call)
     if (side && load_acquire(&side->held)) {
         return transfer_slow(call, false);
     }
-    if (side && bets_on_nothing(call, side)) {
+    if ((side && bets_on_nothing(call, side)) || is_better_made(call)) {
         return transfer_slow(call, true);
     }
     result = attempt(call);
     if (side) {
-        learn_bets(side, result == -EAGAIN);
+        learn_bets(side, result == -EAGAIN && call->direction == IO_READ);
     }
     if (result != -EAGAIN && result != IO_NEEDS_WORKER) {
         return result;

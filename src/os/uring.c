@@ -344,6 +344,8 @@ static const CallKind call_kinds[] = {
     [OS_URING_FDATASYNC] = {"fdatasync", IORING_OP_FSYNC},
     [OS_URING_FALLOCATE] = {"fallocate", IORING_OP_FALLOCATE},
     [OS_URING_RECV] = {"recv", IORING_OP_RECV},
+    [OS_URING_SEND] = {"send", IORING_OP_SEND},
+    [OS_URING_SENDMSG] = {"sendmsg", IORING_OP_SENDMSG},
 };
 
 static void fill_in(struct io_uring_sqe *sqe, const OsUringRequest *r)
@@ -371,12 +373,20 @@ static void fill_in(struct io_uring_sqe *sqe, const OsUringRequest *r)
                            r->mode);
         sqe->ioprio |= IORING_RECVSEND_POLL_FIRST;
         break;
+    case OS_URING_SEND:
+        io_uring_prep_send(sqe, r->fd, r->iov->iov_base, r->iov->iov_len,
+                           r->mode | MSG_NOSIGNAL);
+        break;
+    case OS_URING_SENDMSG:
+        io_uring_prep_sendmsg(sqe, r->fd, r->msg,
+                              (unsigned)r->mode | MSG_NOSIGNAL);
+        break;
     }
 }
 
 bool os_uring_takes(const OsUring *ring, OsUringCall call)
 {
-    return (call == OS_URING_RECV ? ring->sockets : ring->files) &&
+    return (os_uring_call_of_socket(call) ? ring->sockets : ring->files) &&
            (ring->known & UINT64_C(1) << call_kinds[call].op);
 }
 

@@ -26,6 +26,8 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 
+struct msghdr;
+
 typedef struct OsUring OsUring;
 
 typedef enum OsUringCall {
@@ -34,8 +36,15 @@ typedef enum OsUringCall {
     OS_URING_FSYNC,
     OS_URING_FDATASYNC,
     OS_URING_FALLOCATE,
-    OS_URING_RECV,
+    OS_URING_RECV, /* from here on: of sockets */
+    OS_URING_SEND,
+    OS_URING_SENDMSG,
 } OsUringCall;
+
+static inline bool os_uring_call_of_socket(OsUringCall call)
+{
+    return call >= OS_URING_RECV;
+}
 
 /* A call on a file or a socket, as the system calls of these names. */
 typedef struct OsUringRequest {
@@ -44,8 +53,9 @@ typedef struct OsUringRequest {
     off_t offset;            /* of transfers of files and fallocate(2) */
     const struct iovec *iov; /* of transfers; and what it points to: belong to
                                 the kernel until the request has completed */
-    int iovcnt; /* of recv(2): 1 */
-    int mode;   /* of fallocate(2); the flags of recv(2) */
+    const struct msghdr *msg; /* of sendmsg(2), in place of iov; likewise */
+    int iovcnt;               /* of recv(2) and send(2): 1 */
+    int mode; /* of fallocate(2); the flags of calls on sockets */
     off_t length;
 } OsUringRequest;
 
@@ -114,7 +124,8 @@ bool os_uring_takes(const OsUring *ring, OsUringCall call);
 
 /*
  * Make a call that os_uring_takes(); completes with its result or -errno.  A
- * receive waits until there is something, whether O_NONBLOCK is set or not.
+ * receive waits until there is something, and a send until there is room for
+ * some of it, whether O_NONBLOCK is set or not.
  * Returns 0, or -EAGAIN if there is no room; or, in test builds, the error that
  * the call is to fail with, as a positive number.  os_uring_finished() is to be
  * told the result.  *slot is set to its place.

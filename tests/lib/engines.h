@@ -57,8 +57,9 @@ static inline void uring_receives_from(unsigned reports)
 #endif
 }
 
-/* From what price of a system call on it reads from the page cache. */
-static inline void uring_reads_from_ns(int64_t ns)
+/* From what price of a system call on it sends, and reads from the page
+ * cache. */
+static inline void uring_dear_from_ns(int64_t ns)
 {
 #ifdef COAIO_HAVE_URING
     poller_uring_set_dear_ns(ns);
@@ -68,15 +69,15 @@ static inline void uring_reads_from_ns(int64_t ns)
 }
 
 /* Skip the case where io_uring does not work.  It receives as soon as it can,
- * not only where that pays, and leaves the page cache to system calls, whatever
- * they cost here. */
+ * not only where that pays, and leaves sends and the page cache to system
+ * calls, whatever they cost here. */
 static inline void needs_uring(void)
 {
     if (!uring_works()) {
         SKIP("io_uring does not work here");
     }
     uring_receives_from(0);
-    uring_reads_from_ns(INT64_MAX);
+    uring_dear_from_ns(INT64_MAX);
 }
 
 static inline AioContext *context_on(const char *engine)

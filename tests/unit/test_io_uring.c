@@ -490,7 +490,7 @@ static void begin_reads(int64_t dear_ns)
         SKIP("in Valgrind a sleep takes two calls more");
     }
     needs_uring();
-    uring_reads_from_ns(dear_ns);
+    uring_dear_from_ns(dear_ns);
     ctx = go_begin("uring");
     read_fd = make_file(0);
     for (int i = 0; i < SIZE / 4096; i++) {

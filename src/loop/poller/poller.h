@@ -92,7 +92,7 @@ typedef struct PollerOps {
      */
     bool (*cancel)(struct AioContext *ctx, IoOp *op);
     /*
-     * The descriptor of a receive is about to be closed: from the return of
+     * The socket of an operation is about to be closed: from the return of
      * this on, the operation, which need not have been submitted yet, uses it
      * no more, or holds the open file.  Any thread; whoever was woken must not
      * go on before.
@@ -123,9 +123,11 @@ extern const PollerOps poller_poll;
 extern const PollerOps poller_uring;
 
 #ifdef COAIO_TESTING
-/* From how many reports in one wait() on it takes receives (0: always). */
+/* From how many reports in one wait() on it takes calls on sockets (0:
+ * always). */
 void poller_uring_set_crowd(unsigned n);
-/* From what price of a system call on it prefers reads, in rings to come. */
+/* From what price of a system call on it prefers reads and sends, in rings to
+ * come. */
 void poller_uring_set_dear_ns(int64_t ns);
 #endif
 

@@ -51,11 +51,12 @@
 #include <string.h>
 
 /*
- * A receive names its descriptor by number, which must not be closed, and stand
- * for another file, between its submission and the moment in which the kernel
- * takes it in and holds the file.  So it is in the list `queued` until then,
- * and whoever closes the descriptor drops it from there; or waits until the
- * home thread has come out of the kernel, if that has gone in with it.
+ * A call on a socket names its descriptor by number, which must not be closed,
+ * and stand for another file, between its submission and the moment in which
+ * the kernel takes it in and holds the file.  So it is in the list `queued`
+ * until then, and whoever closes the descriptor drops it from there; or waits
+ * until the home thread has come out of the kernel, if that has gone in with
+ * it.
  */
 
 /* Completions that one wait takes. */
@@ -86,8 +87,8 @@ static unsigned crowd = 2; /* atomic, for tests */
 
 /*
  * Where a system call costs so much, it is better to make many reads from the
- * page cache by one than each by its own: for those the ring costs more than a
- * cheap call, and the coroutines wait.
+ * page cache, or many sends, by one than each by its own: for those the ring
+ * costs more than a cheap call, and the coroutines wait.
  */
 static int64_t dear_ns = 400; /* atomic, for tests */
 
@@ -105,25 +106,30 @@ typedef struct Watch {
     int next;        /* in changed, or NONE */
 } Watch;
 
+/* How many calls of a kind are made in a pass. */
+typedef struct Demand {
+    uint64_t pass;   /* AioContext.pass of the last one */
+    unsigned calls;  /* in that pass */
+    unsigned before; /* and in the last one before it with any */
+    bool better;     /* many are better made by the ring; constant */
+} Demand;
+
 typedef struct UringState {
     OsUring *ring; /* the home thread's */
     bool enabled;  /* likewise */
     bool hears;    /* likewise: the event fd is watched */
     bool polled;   /* likewise: a foreign loop may poll the ring */
     int reported;  /* likewise: by the last wait() that reported something */
-    bool dear;     /* system calls are; constant */
-    uint64_t asking; /* the home thread's: AioContext.pass of the last call for
-                        which prefers() was asked */
-    unsigned asked;  /* likewise: how often in that pass */
-    unsigned asked_before; /* likewise: and in the last one before it */
+    Demand reads;  /* likewise: for which prefers() was asked */
+    Demand sends;  /* likewise */
 
     OsMutex lock;   /* of all below; taken after that of the fd table */
     Watch *watches; /* by descriptor */
     unsigned n;
     int first; /* changed: descriptors, in order; or NONE */
     int last;
-    IoOp *queued;  /* receives that the kernel has not taken in; written by the
-                      home thread */
+    IoOp *queued;  /* calls on sockets that the kernel has not taken in; written
+                      by the home thread */
     uint32_t exits; /* futex: how often it came back with some */
     unsigned droppers; /* threads that wait for that */
 } UringState;
@@ -159,6 +165,7 @@ static unsigned features_to_avoid(void)
 static int open_uring(AioContext *ctx)
 {
     UringState *state = os_alloc(sizeof(*state));
+    bool dear;
     int ret;
 
     if (!state) {
@@ -171,8 +178,9 @@ static int open_uring(AioContext *ctx)
         os_free(state);
         return ret;
     }
-    state->dear = os_uring_enter_ns(state->ring) >= load_relaxed(&dear_ns) &&
-                  !to_be_avoided("reads");
+    dear = os_uring_enter_ns(state->ring) >= load_relaxed(&dear_ns);
+    state->reads.better = dear && !to_be_avoided("reads");
+    state->sends.better = dear && !to_be_avoided("sends");
     os_mutex_init(&state->lock);
     state->first = NONE;
     ctx->poller.state = state;
@@ -609,7 +617,7 @@ static bool takes_uring(AioContext *ctx, OsUringCall call)
 {
     const UringState *state = ctx->poller.state;
 
-    if (call == OS_URING_RECV &&
+    if (os_uring_call_of_socket(call) &&
         (unsigned)state->reported < load_relaxed(&crowd)) {
         return false;
     }
@@ -619,14 +627,16 @@ static bool takes_uring(AioContext *ctx, OsUringCall call)
 static bool prefers_uring(AioContext *ctx, OsUringCall call)
 {
     UringState *state = ctx->poller.state;
+    Demand *demand =
+        os_uring_call_of_socket(call) ? &state->sends : &state->reads;
 
-    if (state->asking != ctx->pass) {
-        state->asking = ctx->pass;
-        state->asked_before = state->asked;
-        state->asked = 0;
+    if (demand->pass != ctx->pass) {
+        demand->pass = ctx->pass;
+        demand->before = demand->calls;
+        demand->calls = 0;
     }
-    state->asked++;
-    return state->dear && state->asked_before >= MANY_CALLS &&
+    demand->calls++;
+    return demand->better && demand->before >= MANY_CALLS &&
            takes_uring(ctx, call);
 }
 
@@ -652,7 +662,7 @@ static int queue_locked(UringState *state, IoOp *op)
     }
     ret =
         os_uring_request(state->ring, &op->request, (uintptr_t)op, &op->slot);
-    if (ret >= 0 && op->request.call == OS_URING_RECV) {
+    if (ret >= 0 && os_uring_call_of_socket(op->request.call)) {
         op->queued = true;
         op->next = state->queued;
         state->queued = op;
