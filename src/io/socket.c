@@ -14,6 +14,7 @@
 #include "os/event.h"
 
 #include <errno.h>
+#include <limits.h>
 
 typedef struct SocketCall {
     IoCall call; /* first */
@@ -121,14 +122,16 @@ static void describe_send(const IoCall *call, OsUringRequest *request,
     };
 }
 
-static size_t send_size(const SocketCall *s)
+/* Whether it is the call that costs, not the bytes. */
+static bool is_small(const SocketCall *s)
 {
+    size_t n = s->msg ? s->msg->msg_iovlen : 0;
     size_t size = s->count;
 
-    for (size_t i = 0; s->msg && i < s->msg->msg_iovlen; i++) {
+    for (size_t i = 0; i < n && n <= IOV_MAX && size <= IO_DEAR_MAX; i++) {
         size += s->msg->msg_iov[i].iov_len;
     }
-    return size;
+    return n <= IOV_MAX && size <= IO_DEAR_MAX;
 }
 
 /* The same for a send that is not too large, whose peer would miss what is on
@@ -137,7 +140,7 @@ static void offer_send(SocketCall *s)
 {
     if ((s->flags & ~(MSG_MORE | MSG_DONTWAIT | MSG_NOSIGNAL)) == 0 &&
         (!s->msg || s->msg->msg_controllen == 0) &&
-        send_size(s) <= IO_DEAR_MAX) {
+        is_small(s)) {
         s->call.describe = describe_send;
         s->call.described = s->msg ? OS_URING_SENDMSG : OS_URING_SEND;
     }

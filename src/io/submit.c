@@ -38,26 +38,26 @@ typedef struct Submission {
                        home's */
 } Submission;
 
+/* The context whose engine makes operations for the caller, or NULL. */
+static AioContext *submitting_context(void)
+{
+    AioContext *ctx = io_has_home() ? os_thread()->context : NULL;
+
+    return ctx && ctx->poller.ops->submit ? ctx : NULL;
+}
+
 bool io_may_submit(OsUringCall call)
 {
-    AioContext *ctx;
+    AioContext *ctx = submitting_context();
 
-    if (!io_has_home()) {
-        return false;
-    }
-    ctx = os_thread()->context;
-    return ctx->poller.ops->submit && ctx->poller.ops->takes(ctx, call);
+    return ctx && ctx->poller.ops->takes(ctx, call);
 }
 
 bool io_better_submit(OsUringCall call)
 {
-    AioContext *ctx;
+    AioContext *ctx = submitting_context();
 
-    if (!io_has_home()) {
-        return false;
-    }
-    ctx = os_thread()->context;
-    return ctx->poller.ops->prefers && ctx->poller.ops->prefers(ctx, call);
+    return ctx && ctx->poller.ops->prefers(ctx, call);
 }
 
 /* --- on the home thread, outside the coroutine ----------------------------*/
