@@ -199,6 +199,27 @@ static void wait_sleeping(AioContext *ctx, int64_t timeout_ns)
     }
 }
 
+/* Work is waiting: look at the descriptors, but not each time if the caller
+ * would rather have blocked, unless operations have yet to begin. */
+static void look(AioContext *ctx, bool blocking)
+{
+    bool skip = blocking && ctx->skipped < SKIP_MOST;
+
+    if (!worth_looking(ctx) || (skip && !ctx->poller.ops_waiting)) {
+        ctx->skipped++;
+        return;
+    }
+    ctx->skipped = 0;
+    ctx->poller.ops->wait(ctx, 0);
+}
+
+/* Something was found busily. */
+static void wait_no_more(AioContext *ctx)
+{
+    notify_requested(ctx);
+    look(ctx, true);
+}
+
 /* Wait for up to timeout_ns, some of it busily. */
 static void wait_for_events(AioContext *ctx, int64_t timeout_ns)
 {
@@ -217,30 +238,16 @@ static void wait_for_events(AioContext *ctx, int64_t timeout_ns)
      */
     if (ctx->poll_ns > 0 && ctx->poll_ns <= max &&
         busy_turns(ctx, short_enough(timeout_ns))) {
-        notify_requested(ctx);
+        wait_no_more(ctx);
         return;
     }
     start = os_clock_monotonic_ns();
     if (ctx->poll_ns == 0 || !busy_poll(ctx, start, timeout_ns)) {
         wait_sleeping(ctx, timeout_ns);
     } else {
-        notify_requested(ctx);
+        wait_no_more(ctx);
     }
     busy_adapt(ctx, os_clock_monotonic_ns() - start);
-}
-
-/* Work is waiting: look at the descriptors, but not each time if the caller
- * would rather have blocked, unless operations have yet to begin. */
-static void look(AioContext *ctx, bool blocking)
-{
-    bool skip = blocking && ctx->skipped < SKIP_MOST;
-
-    if (!worth_looking(ctx) || (skip && !ctx->poller.ops_waiting)) {
-        ctx->skipped++;
-        return;
-    }
-    ctx->skipped = 0;
-    ctx->poller.ops->wait(ctx, 0);
 }
 
 /* --- a foreign loop ------------------------------------------------------*/

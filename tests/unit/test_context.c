@@ -4,7 +4,7 @@
  * busy polling.  References and coroutines: test_context_home; misuse:
  * test_context_misuse.
  */
-#include "harness.h"
+#include "engines.h"
 #include "loop/context.h"
 #include "loopthread.h"
 #include "os/clock.h"
@@ -389,6 +389,46 @@ TEST(nothing_starves)
     aio_set_fd_handler(e.ctx, ends[0], NULL, NULL, NULL, NULL, NULL);
     close(ends[0]);
     close(ends[1]);
+    aio_context_unref(e.ctx);
+}
+
+static bool always(void *opaque)
+{
+    (void)opaque;
+    return true;
+}
+
+/* A descriptor that polling finds nothing out about was not looked at as long
+ * as polling found something at another. */
+ON_EACH_ENGINE(nothing_starves_while_polling_finds_something)
+{
+    Endless polled = {.ctx = context_on(engine)}, e = {.ctx = polled.ctx};
+    int silent[2], ends[2];
+    char c = 0;
+
+    CHECK_EQ(pipe(silent), 0);
+    CHECK_EQ(pipe(ends), 0);
+    CHECK_EQ(write(ends[1], &c, 1), 1);
+    aio_context_attach(e.ctx);
+    CHECK_EQ(aio_context_set_poll_params(e.ctx, 1000000000, 0, 0), 0);
+    e.ctx->poll_ns = 1000000000;
+    CHECK_EQ(aio_set_fd_handler(e.ctx, silent[0], endless_fd, NULL, always,
+                                endless_fd, &polled),
+             0);
+    CHECK_EQ(
+        aio_set_fd_handler(e.ctx, ends[0], endless_fd, NULL, NULL, NULL, &e),
+        0);
+    for (int i = 0; i < 1000; i++) {
+        aio_poll(e.ctx, true);
+    }
+    CHECK(polled.fds >= 900);
+    CHECK(e.fds >= 1000 / 20);
+    aio_set_fd_handler(e.ctx, silent[0], NULL, NULL, NULL, NULL, NULL);
+    aio_set_fd_handler(e.ctx, ends[0], NULL, NULL, NULL, NULL, NULL);
+    for (int i = 0; i < 2; i++) {
+        close(silent[i]);
+        close(ends[i]);
+    }
     aio_context_unref(e.ctx);
 }
 

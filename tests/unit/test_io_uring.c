@@ -7,10 +7,12 @@
 #include "go.h"
 #include "loop/wait.h"
 #include "loop/worker.h"
+#include "os/clock.h"
 #include "os/fault.h"
 #include "os/valgrind.h"
 
 #include <coaio/bh.h>
+#include <coaio/fd.h>
 #include <coaio/io.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -245,6 +247,45 @@ TEST(a_busy_loop_submits_in_the_next_pass)
     }
     aio_bh_delete(bh);
     aio_poll(ctx, false);
+    close(fd);
+    end();
+}
+
+static void nothing(void *opaque)
+{
+    (void)opaque;
+}
+
+static bool always(void *opaque)
+{
+    (void)opaque;
+    return true;
+}
+
+/* The pass ended where polling found something, and the wait was left out. */
+TEST(an_operation_begins_though_busy_polling_finds_something)
+{
+    int64_t deadline = os_clock_monotonic_ns() + 10000000000;
+    int pair[2], fd;
+    Call call;
+
+    begin();
+    fd = make_file(0);
+    CHECK_EQ(pipe2(pair, O_CLOEXEC | O_NONBLOCK), 0);
+    CHECK_EQ(aio_context_set_poll_params(ctx, 1000000, 0, 0), 0);
+    ctx->poll_ns = 1000;
+    CHECK_EQ(aio_set_fd_handler(ctx, pair[0], nothing, NULL, always, nothing,
+                                NULL),
+             0);
+    start(&call, sync_it, fd);
+    while (!call.done && os_clock_monotonic_ns() < deadline) {
+        aio_poll(ctx, true);
+    }
+    CHECK(call.done);
+    CHECK_EQ(call.result, 0);
+    aio_set_fd_handler(ctx, pair[0], NULL, NULL, NULL, NULL, NULL);
+    close(pair[0]);
+    close(pair[1]);
     close(fd);
     end();
 }
