@@ -61,7 +61,10 @@ typedef struct AioContextOptions {
                             later) lets this process use it, or else the better
                             of the other two that works here, and then one line
                             on standard error says why.  The same holds where
-                            the environment asks for io_uring by name */
+                            the environment asks for io_uring by name.  A
+                            process that forbids itself io_uring (seccomp) does
+                            so before there are contexts, or asks for another:
+                            aborts if it finds operations under way */
 } AioContextOptions;
 
 /**

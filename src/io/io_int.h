@@ -35,7 +35,8 @@ typedef enum IoDirection {
 typedef struct IoSide {
     OsMutex lock;
     uint32_t held; /* atomic, written under lock: somebody has the turn */
-    uint32_t bets; /* atomic; a hint: so many first tries are not worth it */
+    uint32_t bets; /* atomic; a hint: so many first tries to read are not worth
+                      it, or so many writes are not worth the engine */
     List waiters;  /* of IoTurn.link, in order of arrival; lock */
 } IoSide;
 
@@ -150,6 +151,7 @@ struct IoCall {
     short events;  /* what to wait for after -EAGAIN */
     bool progress; /* set by an attempt that did a part of the work
                                before its -EAGAIN */
+    bool preferred; /* a write that the engine is better at, once */
     /* Never blocks.  Returns the result, -EAGAIN or IO_NEEDS_WORKER. */
     ssize_t (*attempt)(IoCall *call);
     /* May block; for IO_NEEDS_WORKER only. */

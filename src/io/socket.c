@@ -118,7 +118,7 @@ static void describe_send(const IoCall *call, OsUringRequest *request,
         .msg = s->msg,
         .iov = iov,
         .iovcnt = 1,
-        .mode = s->flags & MSG_MORE,
+        .mode = (s->flags & MSG_MORE) | MSG_DONTWAIT,
     };
 }
 

@@ -13,7 +13,8 @@
  *
  * Where the engine receives by itself, it is asked to do so instead of watching
  * (submit.c); and soon without a try before.  Where it says that it is better
- * at sending, it sends.
+ * at sending, it tries to, in place of the first try; what then would block is
+ * waited for as else.
  *
  * Some descriptors are ready and would block all the same (a datagram socket
  * whose peer's queue is full, a file that another process reads from): after a
@@ -32,8 +33,12 @@
 #define PAUSE_NS            1000000
 #define PAUSE_DOUBLINGS_MAX 5
 
-/* After a try in vain so many calls go without. */
+/* After a try in vain so many reads go without. */
 #define BETS 15
+
+/* After one that found another under way so many writes are calls: where many
+ * write to one socket, each would wait for the engine to have made the last. */
+#define CROWDED 1000
 
 static ssize_t attempt(IoCall *call)
 {
@@ -48,7 +53,8 @@ static ssize_t attempt(IoCall *call)
 /* Whether the engine is to make the call. */
 static bool may_be_made(const IoCall *call)
 {
-    return call->describe && io_may_submit(call->described);
+    return call->describe && (call->direction == IO_READ || call->preferred) &&
+           io_may_submit(call->described);
 }
 
 static ssize_t block(void *arg)
@@ -108,6 +114,7 @@ static ssize_t coroutine_fn have_it_made(IoCall *call, const IoTurn *turn)
         return IO_NEEDS_OTHER_WAY;
     }
     call->describe(call, &request, &iov);
+    call->preferred = false;
     result = io_submit_with_turn(turn, &request, call->what);
     if (result == IO_NEEDS_OTHER_WAY || !call->went) {
         return result;
@@ -231,20 +238,57 @@ static bool bets_on_nothing(const IoCall *call, IoSide *side)
     return true;
 }
 
-/* Whether the engine is better at the call than an attempt. */
-static bool is_better_made(const IoCall *call)
+/* Whether the engine is better at the call, a write, than an attempt. */
+static bool is_better_made(const IoCall *call, IoSide *side)
 {
-    return call->direction == IO_WRITE && call->describe &&
-           io_better_submit(call->described);
+    uint32_t bets = side ? load_relaxed(&side->bets) : 0;
+
+    if (!call->describe || !io_better_submit(call->described)) {
+        return false;
+    }
+    if (bets > 0) {
+        store_relaxed(&side->bets, bets - 1);
+    }
+    return bets == 0;
 }
 
-static void learn_bets(IoSide *side, bool in_vain)
+static void learn_bets(IoSide *side, uint32_t bets)
 {
-    uint32_t bets = in_vain ? BETS : 0;
-
     if (load_relaxed(&side->bets) != bets) {
         store_relaxed(&side->bets, bets);
     }
+}
+
+/* Returns the result, IO_NEEDS_WORKER or -EAGAIN. */
+static ssize_t try_to_write(IoCall *call, IoSide *side)
+{
+    ssize_t result;
+
+    call->preferred = is_better_made(call, side);
+    if (call->preferred && side) {
+        return -EAGAIN;
+    }
+    result = attempt(call);
+    if (call->preferred && result >= 0) {
+        io_fd_get(call->fd); /* then the next one has a side */
+    }
+    call->preferred = false;
+    return result;
+}
+
+/* The same. */
+static ssize_t try_to_read(IoCall *call, IoSide *side)
+{
+    ssize_t result;
+
+    if (side && bets_on_nothing(call, side)) {
+        return -EAGAIN;
+    }
+    result = attempt(call);
+    if (side) {
+        learn_bets(side, result == -EAGAIN ? BETS : 0);
+    }
+    return result;
 }
 
 ssize_t io_transfer(IoCall *call)
@@ -254,15 +298,13 @@ ssize_t io_transfer(IoCall *call)
     ssize_t result;
 
     if (side && load_acquire(&side->held)) {
+        if (call->direction == IO_WRITE) {
+            learn_bets(side, CROWDED);
+        }
         return transfer_slow(call, false);
     }
-    if ((side && bets_on_nothing(call, side)) || is_better_made(call)) {
-        return transfer_slow(call, true);
-    }
-    result = attempt(call);
-    if (side) {
-        learn_bets(side, result == -EAGAIN && call->direction == IO_READ);
-    }
+    result = call->direction == IO_READ ? try_to_read(call, side)
+                                        : try_to_write(call, side);
     if (result != -EAGAIN && result != IO_NEEDS_WORKER) {
         return result;
     }

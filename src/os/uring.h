@@ -124,8 +124,8 @@ bool os_uring_takes(const OsUring *ring, OsUringCall call);
 
 /*
  * Make a call that os_uring_takes(); completes with its result or -errno.  A
- * receive waits until there is something, and a send until there is room for
- * some of it, whether O_NONBLOCK is set or not.
+ * receive waits until there is something, whether O_NONBLOCK is set or not; a
+ * send until there is some room, unless mode has MSG_DONTWAIT.
  * Returns 0, or -EAGAIN if there is no room; or, in test builds, the error that
  * the call is to fail with, as a positive number.  os_uring_finished() is to be
  * told the result.  *slot is set to its place.

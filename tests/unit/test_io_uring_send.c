@@ -5,6 +5,7 @@
  * for, ended by co_close(), with the errors of send(2).
  */
 #include "go.h"
+#include "io/io_int.h"
 #include "os/fault.h"
 #include "os/valgrind.h"
 
@@ -74,14 +75,19 @@ static void start_sends(void *opaque)
     }
 }
 
-/* Begin n in one pass. */
-static void begin_sends(unsigned n)
+static void reset_sends(unsigned n)
 {
     send_n = n;
     order_n = 0;
     for (unsigned i = 0; i < n; i++) {
         sends[i].done = false;
     }
+}
+
+/* Begin n in one pass. */
+static void begin_sends(unsigned n)
+{
+    reset_sends(n);
     aio_bh_schedule_oneshot(ctx, start_sends, NULL);
 }
 
@@ -190,7 +196,7 @@ TEST(a_few_are_calls_of_their_own)
     needs_counts();
     begin(0);
     calls_of_sends(4);
-    CHECK(calls_of_sends(4) >= 4);
+    CHECK(calls_of_sends(4) >= 4); /* the ring needs two */
     calls_of_sends(SENDS);
     CHECK(calls_of_sends(SENDS) < SENDS);
     end();
@@ -260,6 +266,8 @@ static void begin_full(void)
     for (int i = 0; i < SENDS; i++) {
         CHECK(!sends[i].done);
     }
+    /* The kernel would try again and again, if the peer were half closed. */
+    CHECK_EQ(ctx->poller.ops_taken, 0);
 }
 
 TEST(without_room_they_wait_for_it)
@@ -279,28 +287,86 @@ TEST(without_room_they_wait_for_it)
     end();
 }
 
+static bool closed;
+
 static void coroutine_fn close_all(void *opaque)
 {
     for (int i = 0; i < SENDS; i++) {
         CHECK_EQ(co_close(sends[i].fd), 0);
     }
-    *(bool *)opaque = true;
+    closed = true;
+    (void)opaque;
+}
+
+/* Nobody holds the other ends any more. */
+static void check_closed(void)
+{
+    char byte;
+
+    for (int i = 0; i < SENDS; i++) {
+        CHECK_EQ(sends[i].result, -ECANCELED);
+        drain(sends[i].peer, 'a' + i);
+        CHECK_EQ(recv(sends[i].peer, &byte, 1, MSG_DONTWAIT), 0);
+        sends[i].fd = dup(sends[i].peer); /* for end() */
+    }
 }
 
 TEST(co_close_ends_those_that_wait)
 {
-    bool closed = false;
-
     begin_full();
-    coroutine_enter(coroutine_create(close_all, &closed));
+    coroutine_enter(coroutine_create(close_all, NULL));
     go_until(ctx, &closed);
     finish_sends();
+    check_closed();
+    end();
+}
+
+static void close_in_the_same_pass(void *opaque)
+{
+    start_sends(opaque);
+    CHECK_EQ(ctx->poller.ops_taken, SENDS);
+    coroutine_enter(coroutine_create(close_all, NULL));
+    CHECK(closed);
+}
+
+/* The number is somebody else's when the kernel is asked. */
+TEST(co_close_takes_back_what_has_not_been_sent)
+{
+    int fds[2 * SENDS];
+
+    begin(0);
+    reset_sends(SENDS);
+    aio_bh_schedule_oneshot(ctx, close_in_the_same_pass, fds);
+    while (!closed) {
+        aio_poll(ctx, true);
+    }
+    for (int i = 0; i < 2 * SENDS; i += 2) {
+        CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, &fds[i]), 0);
+    }
+    finish_sends();
+    for (int i = 0; i < 2 * SENDS; i++) {
+        CHECK_EQ(recv(fds[i], &closed, 1, MSG_DONTWAIT), -1);
+    }
+    for (int i = 0; i < 2 * SENDS; i++) {
+        close(fds[i]);
+    }
+    check_closed();
+    end();
+}
+
+static ssize_t coroutine_fn to_nobody(int fd, char *buf)
+{
+    (void)fd;
+    return co_send(-1, buf, SIZE, 0);
+}
+
+TEST(a_number_that_is_none_is_an_error)
+{
+    begin(0);
+    send_way = to_nobody;
+    calls_of_sends(SENDS);
     for (int i = 0; i < SENDS; i++) {
-        CHECK_EQ(sends[i].result, -ECANCELED);
-        drain(sends[i].peer, 'a' + i);
-        /* Nobody holds the other end any more. */
-        CHECK_EQ(recv(sends[i].peer, &closed, 1, MSG_DONTWAIT), 0);
-        sends[i].fd = dup(sends[i].peer); /* for end() */
+        CHECK_EQ(sends[i].result, -EBADF);
     }
     end();
 }
@@ -331,11 +397,19 @@ TEST(on_one_socket_they_keep_their_order)
     calls_of_sends(SENDS);
     CHECK_EQ(recv(sends[0].peer, buf, sizeof(buf), MSG_DONTWAIT),
              SENDS * SIZE);
+    CHECK_EQ(io_fd_find(sends[0].fd)->sides[IO_WRITE].bets, 1000);
     for (int i = 0; i < SENDS; i++) {
         CHECK_EQ(order[i], i);
         CHECK_EQ(sends[i].result, SIZE);
         CHECK_EQ(buf[i * SIZE], 'a' + i);
         CHECK_EQ(buf[(i + 1) * SIZE - 1], 'a' + i);
+    }
+    /* They have waited for each other, and do so no more. */
+    reset_sends(SENDS);
+    start_sends(NULL);
+    for (int i = 0; i < SENDS; i++) {
+        CHECK(sends[i].done);
+        CHECK_EQ(order[i], i);
     }
     for (int i = 1; i < SENDS; i++) {
         sends[i].fd = fds[i];
