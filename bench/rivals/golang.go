@@ -148,14 +148,16 @@ func mutexThreads(count, threads int) time.Duration {
 	return elapsed
 }
 
+// What Wait() unlocks when the waiter is in the list.
 type noLock struct{}
 
 func (noLock) Lock()   {}
-func (noLock) Unlock() {}
+func (noLock) Unlock() { waiting.queued++ }
 
 var waiting struct {
 	gong       *sync.Cond
 	waiters    int
+	queued     int // since the start
 	times, ran int
 }
 
@@ -176,7 +178,10 @@ func restartAll(count int) time.Duration {
 	for ; w.waiters < count; w.waiters++ {
 		go waitOnAndOn()
 	}
-	runtime.Gosched() // those that are new wait
+	// All wait: some may have been preempted on their way.
+	for w.queued < count*(w.times+1) {
+		runtime.Gosched()
+	}
 	w.ran = 0
 	w.times++
 	begin := time.Now()
