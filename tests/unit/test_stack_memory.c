@@ -7,6 +7,7 @@
 
 #include "coroutine/slab.h"
 #include "coroutine/stack.h"
+#include "guards.h"
 #include "harness.h"
 #include "os/fault.h"
 #include "os/memory.h"
@@ -110,9 +111,7 @@ TEST(a_hundred_thousand_need_few_mappings)
     StackStats stats;
     size_t before;
 
-    if (os_guard_kind() != OS_GUARD_MADVISE) {
-        SKIP("guards split mappings here");
-    }
+    needs_madvise_guards();
     before = mappings();
     get_all(STACK_CLASS_DEFAULT, COAIO_TSAN ? 2000 : harness_load(100000));
     CHECK(mappings() < before + 100);
@@ -245,9 +244,7 @@ TEST(guards_come_in_batches)
 {
     uint64_t before;
 
-    if (os_guard_kind() != OS_GUARD_MADVISE) {
-        SKIP("guards split mappings here");
-    }
+    needs_madvise_guards();
     if (os_in_valgrind()) {
         SKIP("Valgrind does not know the call that guards many at once");
     }
