@@ -10,10 +10,14 @@
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
-/* Have the line of memory that p points to brought near.  p is not followed:
- * it may point to nothing. */
+/*
+ * Have the line of memory that p points to brought near.  p is not followed: it
+ * may point to nothing.  A function that does only this must be ALWAYS_INLINE:
+ * GCC takes it for one that does nothing, and leaves out the call.
+ */
 #define prefetch(p) __builtin_prefetch(p)
 
+#define ALWAYS_INLINE inline __attribute__((always_inline))
 #define NOINLINE __attribute__((noinline))
 #define NORETURN __attribute__((noreturn))
 #define COLD __attribute__((cold, noinline))

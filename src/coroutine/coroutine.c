@@ -86,6 +86,12 @@ static inline void switch_to(OsThread *thread, Coroutine *from, Coroutine *to)
     wrapped_switch(thread, from, to, false);
 }
 
+static inline void switch_to_alike(OsThread *thread, Coroutine *from,
+                                   Coroutine *to)
+{
+    wrapped_switch(thread, from, to, false);
+}
+
 static inline void switch_to_call(OsThread *thread, Coroutine *from,
                                   Coroutine *to, void (*call)(void *),
                                   void *arg, bool gone)
@@ -105,6 +111,14 @@ static inline void arrive(void *fake)
 static inline void switch_to(OsThread *thread, Coroutine *from, Coroutine *to)
 {
     switch_stack(sp_of(thread, from), saved_sp(thread, to));
+}
+
+/* Between coroutines that are likely to wait in the same way: see switch.h. */
+static inline void switch_to_alike(OsThread *thread, Coroutine *from,
+                                   Coroutine *to)
+{
+    (void)thread;
+    switch_stack_alike(&from->sp, to->sp);
 }
 
 static inline void switch_to_call(OsThread *thread, Coroutine *from,
@@ -133,42 +147,22 @@ const char *coroutine_label(const Coroutine *co, CoroutineLabel *label)
     return label->text;
 }
 
-static COLD NORETURN void misuse_dead(const Coroutine *co, const char *who)
+void coroutine_misuse_dead(const Coroutine *co, const char *who)
 {
+    if (!co) {
+        misuse("%s: the coroutine is NULL", who);
+    }
     misuse("%s: %p is not a live coroutine: it has finished or was deleted",
            who, (const void *)co);
 }
 
-void coroutine_check_live(const Coroutine *co, const char *who)
-{
-    if (unlikely(!co)) {
-        misuse("%s: the coroutine is NULL", who);
-    }
-    if (unlikely(load_relaxed(&co->state) == COROUTINE_FREE)) {
-        misuse_dead(co, who);
-    }
-}
-
-static COLD NORETURN void misuse_claimed(const Coroutine *co, const char *who,
-                                         const char *by)
+void coroutine_misuse_claimed(const Coroutine *co, const char *who,
+                              const char *by)
 {
     CoroutineLabel label;
 
     misuse("%s: %s has been woken already by %s and has not run yet", who,
            coroutine_label(co, &label), by);
-}
-
-void coroutine_claim(Coroutine *co, const char *who)
-{
-    const char *by = NULL;
-
-    if (MUTANT(WAKE_TWICE)) {
-        xchg_acq_rel(&co->scheduled, who);
-        return;
-    }
-    if (unlikely(!cas_acq_rel(&co->scheduled, &by, who))) {
-        misuse_claimed(co, who, by);
-    }
 }
 
 /* --- homes ---------------------------------------------------------------*/
@@ -397,7 +391,7 @@ static COLD void bring_here(OsThread *thread, Coroutine *co)
     }
     by = load_acquire(&co->scheduled);
     if (by) {
-        misuse_claimed(co, "coroutine_enter", by);
+        coroutine_misuse_claimed(co, "coroutine_enter", by);
     }
     if (!thread->context) {
         misuse("coroutine_enter: %s lives in context \"%s\" and this thread "
@@ -473,12 +467,6 @@ void coroutine_resume_claimed(OsThread *thread, Coroutine *co)
     switch_to(thread, NULL, co);
 }
 
-void coroutine_defer_claimed(OsThread *thread, Coroutine *co)
-{
-    invariant(co->home == (CoHome *)(void *)thread->context);
-    fifo_append(&thread->deferred, &co->link);
-}
-
 void coroutine_defer_claimed_chain(OsThread *thread, const Fifo *chain)
 {
     fifo_append_chain(&thread->deferred, chain->head, chain->tail);
@@ -490,7 +478,7 @@ void coroutine_defer_claimed_chain(OsThread *thread, const Fifo *chain)
  * Fetch from memory what the next of the deferred, and the one after it, are
  * going to need: of many, each would wait for that.
  */
-static inline void fetch_ahead(const Fifo *deferred)
+static ALWAYS_INLINE void fetch_ahead(const Fifo *deferred)
 {
     FifoNode *next = deferred->head;
 
@@ -506,6 +494,18 @@ static inline void fetch_ahead(const Fifo *deferred)
     }
 }
 
+/* The first of the deferred, of which there is one: it takes over. */
+static inline Coroutine *begin_deferred(OsThread *thread)
+{
+    FifoNode *node = fifo_take(&thread->deferred);
+    Coroutine *to = container_of(node, Coroutine, link);
+
+    fetch_ahead(&thread->deferred);
+    unclaim(to);
+    begin(thread, to, NULL);
+    return to;
+}
+
 /*
  * Control leaves co: decide where it goes.  NULL is the thread's own stack.
  * If it is co itself, then it was woken before it yielded, and goes on.
@@ -513,18 +513,12 @@ static inline void fetch_ahead(const Fifo *deferred)
 static inline Coroutine *leave(OsThread *thread, Coroutine *co)
 {
     Coroutine *to = co->caller;
-    FifoNode *node;
 
     co->caller = NULL;
-    if (!to && unlikely(thread->deferred.head != NULL)) {
-        node = fifo_take(&thread->deferred);
-        fetch_ahead(&thread->deferred);
-        to = container_of(node, Coroutine, link);
-        unclaim(to);
-        begin(thread, to, NULL);
-    } else {
-        thread->current = to;
+    if (!to && thread->deferred.head) {
+        return begin_deferred(thread);
     }
+    thread->current = to;
     return to;
 }
 
@@ -561,14 +555,30 @@ static COLD void yield_slow(void)
     }
 }
 
+/* The way from one that waits to the next, as locks hand themselves on. */
+static NOINLINE void yield_to_deferred(OsThread *thread, Coroutine *co)
+{
+    Coroutine *to;
+
+    store_relaxed(&co->state, COROUTINE_PARKED);
+    to = begin_deferred(thread);
+    if (to != co) {
+        switch_to_alike(thread, co, to);
+    }
+}
+
 void coroutine_yield(void)
 {
     OsThread *thread = os_thread();
     Coroutine *co = thread->current;
     Coroutine *to;
 
-    if (unlikely(!co || co->on_yield || thread->deferred.head || os_forked)) {
+    if (unlikely(!co || co->on_yield || os_forked)) {
         yield_slow();
+        return;
+    }
+    if (unlikely(thread->deferred.head && !co->caller)) {
+        yield_to_deferred(thread, co);
         return;
     }
     store_relaxed(&co->state, COROUTINE_PARKED);

@@ -24,6 +24,7 @@
 
 #include "base/assert.h"
 #include "base/atomic.h"
+#include "base/explore.h"
 #include "base/list.h"
 #include "base/post.h"
 #include "os/thread.h"
@@ -100,11 +101,34 @@ struct Coroutine {
 
 /* --- for the loop: resuming, moving, waiting ---------------------------- */
 
+COLD NORETURN void coroutine_misuse_dead(const Coroutine *co, const char *who);
+COLD NORETURN void coroutine_misuse_claimed(const Coroutine *co,
+                                            const char *who, const char *by);
+
+/* Abort with a line if co is not a coroutine (finished, deleted, garbage). */
+static inline void coroutine_check_live(const Coroutine *co, const char *who)
+{
+    if (unlikely(!co || load_relaxed(&co->state) == COROUTINE_FREE)) {
+        coroutine_misuse_dead(co, who);
+    }
+}
+
 /*
  * Claim the right to resume co (INVARIANTS 2), as who, a function's name.
  * Aborts if somebody has it, naming both.
  */
-void coroutine_claim(Coroutine *co, const char *who);
+static inline void coroutine_claim(Coroutine *co, const char *who)
+{
+    const char *by = NULL;
+
+    if (MUTANT(WAKE_TWICE)) {
+        xchg_acq_rel(&co->scheduled, who);
+        return;
+    }
+    if (unlikely(!cas_acq_rel(&co->scheduled, &by, who))) {
+        coroutine_misuse_claimed(co, who, by);
+    }
+}
 
 /*
  * Run a claimed coroutine of this thread's context, or without any home.
@@ -113,12 +137,14 @@ void coroutine_claim(Coroutine *co, const char *who);
 void coroutine_resume_claimed(OsThread *thread, Coroutine *co);
 
 /* Let a claimed coroutine of this thread run when control is back outside. */
-void coroutine_defer_claimed(OsThread *thread, Coroutine *co);
+static inline void coroutine_defer_claimed(OsThread *thread, Coroutine *co)
+{
+    invariant(co->home == (CoHome *)(void *)thread->context);
+    fifo_append(&thread->deferred, &co->link);
+}
+
 /* The same for those of a chain (by Coroutine.link), which is not empty. */
 void coroutine_defer_claimed_chain(OsThread *thread, const Fifo *chain);
-
-/* Abort with a line if co is not a coroutine (finished, deleted, garbage). */
-void coroutine_check_live(const Coroutine *co, const char *who);
 
 /* "name" or "coroutine 0x..." for messages, in a buffer of the caller's. */
 typedef struct CoroutineLabel {

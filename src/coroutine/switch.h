@@ -21,8 +21,16 @@
 void switch_stack(void **from, void *to);
 
 /*
- * The same, and call fn(arg) on the stack to before it goes on: then nobody
- * uses the stack that was left.  fn must not switch.
+ * The same, quicker if the running stack has come to this call by the same
+ * calls as the stack to had come to its own: the processor foretells returns
+ * from the calls that it has seen, and they are the ones that the stack to
+ * returns from now.  Slower if not.
+ */
+void switch_stack_alike(void **from, void *to);
+
+/*
+ * The same as switch_stack(), and call fn(arg) on the stack to before it goes
+ * on: then nobody uses the stack that was left.  fn must not switch.
  */
 void switch_stack_call(void **from, void *to, void (*fn)(void *arg),
                        void *arg);

@@ -57,7 +57,8 @@ static void timed_out(void *opaque)
     co_wait_cancel(wait->co, -ETIMEDOUT);
 }
 
-static void coroutine_fn yield_with_timeout(CoWait *wait, int64_t timeout_ns)
+static NOINLINE void coroutine_fn yield_with_timeout(CoWait *wait,
+                                                     int64_t timeout_ns)
 {
     AioContext *ctx = (AioContext *)(void *)wait->co->home;
     int64_t now_ns = aio_clock_ns(AIO_CLOCK_MONOTONIC);

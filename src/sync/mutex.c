@@ -206,10 +206,14 @@ static void spun_in_vain(CoMutex *mutex, Prospect last)
 /* Try to take it for a while.  Returns whether that went well. */
 static bool spin(CoMutex *mutex, const OsThread *thread)
 {
-    SpinBounds most = spin_bounds(mutex);
     uint32_t looks[] = {[RUNNING] = 0, [ARRIVING] = 0};
     Prospect now = RUNNING;
+    SpinBounds most;
 
+    if (load_relaxed(&mutex->word_) > MUTEX_HELD) {
+        return false; /* the usual, where many wait */
+    }
+    most = spin_bounds(mutex);
     while (looks[RUNNING] < most.running && looks[ARRIVING] < most.arriving) {
         uintptr_t word = load_relaxed(&mutex->word_);
 

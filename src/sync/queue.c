@@ -233,7 +233,7 @@ static bool collect_first(QueueWake *wake, CoQueue *queue)
 }
 
 /* Fetch from memory what is needed of the next, and of the one after it. */
-static inline void fetch_ahead(const CoWaiterList *list)
+static ALWAYS_INLINE void fetch_ahead(const CoWaiterList *list)
 {
     const Waiter *next = waiters_first(list);
 

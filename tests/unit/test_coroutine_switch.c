@@ -124,6 +124,50 @@ TEST(registers_survive_from_coroutine_to_coroutine)
     coroutine_enter(coroutine_create(enter_inner, NULL));
 }
 
+/* Coroutines in a ring, each of which wakes the next one and yields to it. */
+static Coroutine *ring[CROWD];
+
+static void wake_next(unsigned self)
+{
+    Coroutine *next = ring[(self + 1) % CROWD];
+
+    coroutine_claim(next, "wake_next");
+    coroutine_defer_claimed(os_thread(), next);
+}
+
+static void pass_on(void *arg)
+{
+    wake_next(*(unsigned *)arg);
+    coroutine_yield();
+}
+
+static void keep_registers_in_ring(void *opaque)
+{
+    unsigned self = *(unsigned *)opaque;
+
+    for (uint64_t i = 0; i < 20; i++) {
+        CHECK_EQ(call_keeps_registers((self + 1) * 1000 + i, pass_on, opaque),
+                 0);
+    }
+    if (self < CROWD - 1) {
+        wake_next(self);
+    }
+}
+
+TEST(registers_survive_from_waiter_to_waiter)
+{
+    unsigned number[CROWD];
+
+    for (unsigned i = 0; i < CROWD; i++) {
+        number[i] = i;
+        ring[i] = coroutine_create(keep_registers_in_ring, &number[i]);
+    }
+    CHECK_EQ(call_keeps_registers(77, enter_with_arg, ring[0]), 0);
+    for (unsigned i = 0; i < CROWD; i++) {
+        CHECK(load_relaxed(&ring[i]->state) == COROUTINE_FREE);
+    }
+}
+
 static uint64_t kept_in_calls; /* or of the registers that were not */
 
 static void call_on_yield(Coroutine *co)

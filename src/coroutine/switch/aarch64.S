@@ -37,6 +37,8 @@
  * whether it is has been decided for the program, not for this library: a
  * branch from a page that is not guarded is checked, too.  Only ret is not.
  * So switch_by_branch says, once per process, whether the processor lacks BTI.
+ * Between stacks that are alike it is a ret: the predictor is right about it,
+ * and stays in step.
  */
     .text
 
@@ -114,9 +116,7 @@
     mov     sp, x1
     .endm
 
-    .macro GO_ON
-    adrp    x9, switch_by_branch
-    ldrb    w9, [x9, #:lo12:switch_by_branch]
+    .macro LOAD_STACK
     LOAD_PAIR x29, x30, 0
     LOAD_PAIR x19, x20, 16
     LOAD_PAIR x21, x22, 32
@@ -130,6 +130,12 @@
     add     sp, sp, #FRAME
     .cfi_adjust_cfa_offset -FRAME
     CHECK
+    .endm
+
+    .macro GO_ON
+    adrp    x9, switch_by_branch
+    ldrb    w9, [x9, #:lo12:switch_by_branch]
+    LOAD_STACK
     cbz     w9, 1f
     br      x30
 1:  ret
@@ -146,6 +152,19 @@ switch_stack:
     GO_ON
     .cfi_endproc
     .size   switch_stack, . - switch_stack
+
+/* void switch_stack_alike(void **from, void *to) */
+    .globl  switch_stack_alike
+    .hidden switch_stack_alike
+    .type   switch_stack_alike, %function
+    .p2align 4
+switch_stack_alike:
+    BEGIN_FRAME
+    SAVE_STACK
+    LOAD_STACK
+    ret
+    .cfi_endproc
+    .size   switch_stack_alike, . - switch_stack_alike
 
 /* void switch_stack_call(void **from, void *to, void (*)(void *), void *) */
     .globl  switch_stack_call

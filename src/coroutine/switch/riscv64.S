@@ -23,7 +23,8 @@
  * mispredicted.  For the same reason the callers make the switch their last
  * act, so that the address is that of their own caller.  Through any other
  * register but t2 it would have to find a landing pad, in processors that
- * check that (Zicfilp), and what follows a call has none.
+ * check that (Zicfilp), and what follows a call has none.  Between stacks that
+ * are alike it is a return: the predictor is right about it, and stays in step.
  */
     .text
 
@@ -120,9 +121,7 @@
     mv      sp, a1
     .endm
 
-    .macro GO_ON
-    ld      t2, 0(sp)
-    .cfi_register ra, t2
+    .macro LOAD_STACK
     LOAD    s0, 8
     LOAD    s1, 16
     LOAD    s2, 24
@@ -138,6 +137,12 @@
     LOAD_FLOATS
     addi    sp, sp, FRAME
     .cfi_adjust_cfa_offset -FRAME
+    .endm
+
+    .macro GO_ON
+    ld      t2, 0(sp)
+    .cfi_register ra, t2
+    LOAD_STACK
     jr      t2
     .endm
 
@@ -152,6 +157,20 @@ switch_stack:
     GO_ON
     .cfi_endproc
     .size   switch_stack, . - switch_stack
+
+/* void switch_stack_alike(void **from, void *to) */
+    .globl  switch_stack_alike
+    .hidden switch_stack_alike
+    .type   switch_stack_alike, @function
+    .p2align 4
+switch_stack_alike:
+    .cfi_startproc
+    SAVE_STACK
+    LOAD    ra, 0
+    LOAD_STACK
+    ret
+    .cfi_endproc
+    .size   switch_stack_alike, . - switch_stack_alike
 
 /* void switch_stack_call(void **from, void *to, void (*)(void *), void *) */
     .globl  switch_stack_call

@@ -17,7 +17,8 @@
  * The way out is a jump, not a ret: the return-stack predictor has not seen
  * the address, and a ret that it mispredicts costs more than all the rest.
  * For the same reason the callers make the switch their last act, so that the
- * address is that of their own caller.
+ * address is that of their own caller.  Between stacks that are alike it is a
+ * ret: the predictor is right about it, and stays in step.
  */
     .text
 
@@ -52,7 +53,7 @@
     movq    %rsi, %rsp
     .endm
 
-    .macro GO_ON
+    .macro LOAD_STACK
     popq    %r15
     .cfi_adjust_cfa_offset -8
     .cfi_restore r15
@@ -71,6 +72,10 @@
     popq    %rbp
     .cfi_adjust_cfa_offset -8
     .cfi_restore rbp
+    .endm
+
+    .macro GO_ON
+    LOAD_STACK
     popq    %rcx
     .cfi_adjust_cfa_offset -8
     .cfi_register rip, rcx
@@ -89,6 +94,20 @@ switch_stack:
     GO_ON
     .cfi_endproc
     .size   switch_stack, . - switch_stack
+
+/* void switch_stack_alike(void **from, void *to) */
+    .globl  switch_stack_alike
+    .hidden switch_stack_alike
+    .type   switch_stack_alike, @function
+    .p2align 4
+switch_stack_alike:
+    .cfi_startproc
+    LANDING
+    SAVE_STACK
+    LOAD_STACK
+    ret
+    .cfi_endproc
+    .size   switch_stack_alike, . - switch_stack_alike
 
 /* void switch_stack_call(void **from, void *to, void (*)(void *), void *) */
     .globl  switch_stack_call
