@@ -47,23 +47,28 @@ enum {
 };
 
 /*
- * How often a locker looks at a mutex that another thread holds before it
- * queues, with a pause in between: from a fraction of a microsecond, when
- * that has never paid, to a few, which is less than what queueing costs the
- * two threads.
+ * A locker looks at a mutex that another thread holds once in so many pauses:
+ * each look takes the line of memory from the holder, whom it slows down.
  */
-#define SPIN_MIN SCALED(10, 1)
-#define SPIN_MAX SCALED(100, 1)
+#define PAUSES SCALED(8, 1)
 
 /*
- * And how often at one that was handed to a waiter of another thread, who has
+ * How many looks it takes before it queues: less than a microsecond, when that
+ * has been in vain of late, up to some, which is less than what queueing costs
+ * the two threads.
+ */
+#define SPIN_MIN SCALED(2, 1)
+#define SPIN_MAX SCALED(24, 1)
+
+/*
+ * And how many at one that was handed to a waiter of another thread, who has
  * not come to it yet: some tens of microseconds, as long as a wake-up takes.
  * One that queues meanwhile would be handed the mutex in the same way, and so
  * would the next, each waking up for a few instructions: two threads get out
  * of that only if one of them is awake, and not in the queue, when the other
  * lets go.  Halved each time that it was in vain, VAIN_MAX times at most.
  */
-#define ARRIVAL_MAX SCALED(2000, 1)
+#define ARRIVAL_MAX SCALED(250, 1)
 #define VAIN_MAX    5
 
 static COLD NORETURN void misuse_relock(const CoMutex *mutex,
@@ -106,8 +111,8 @@ void co_mutex_init(CoMutex *mutex)
 static inline void settle_in(CoMutex *mutex, const OsThread *thread,
                              Coroutine *self)
 {
-    store_relaxed(&mutex->holder_, self);
     store_relaxed(&mutex->thread_, (void *)thread);
+    store_relaxed(&mutex->holder_, self);
     self->locks_held++;
 }
 
@@ -140,6 +145,9 @@ static inline void *arriving_like(Coroutine *co)
  * the mutex on another thread does not tell whether it runs still, or has
  * suspended itself meanwhile: hence the bounds, which shrink where spinning
  * fails.
+ *
+ * While there is no holder yet, thread_ is still the one before, perhaps this
+ * one: who has just taken it, on another thread, is about to say so.
  */
 typedef enum Prospect {
     HOPELESS,
@@ -150,10 +158,17 @@ typedef enum Prospect {
 static inline Prospect prospect(CoMutex *mutex, const OsThread *thread,
                                 uintptr_t word)
 {
-    void *other = load_relaxed(&mutex->thread_);
+    void *other;
 
-    if (word != MUTEX_HELD || load_relaxed(&mutex->head_) || !other ||
-        other == thread || other == arriving_like(thread->current)) {
+    if (word != MUTEX_HELD || load_relaxed(&mutex->head_)) {
+        return HOPELESS;
+    }
+    if (!load_relaxed(&mutex->holder_)) {
+        MARK("mutex: one that has just been taken is looked at again");
+        return RUNNING;
+    }
+    other = load_relaxed(&mutex->thread_);
+    if (!other || other == thread || other == arriving_like(thread->current)) {
         return HOPELESS;
     }
     if ((uintptr_t)other & 1) {
@@ -171,21 +186,21 @@ typedef struct SpinBounds {
 
 static SpinBounds spin_bounds(CoMutex *mutex)
 {
-    uint32_t running = load_relaxed(&mutex->spins_) * 2 + SPIN_MIN;
-
     return (SpinBounds){
-        .running = running < SPIN_MAX ? running : SPIN_MAX,
+        .running = load_relaxed(&mutex->spins_) + SPIN_MIN,
         .arriving = (uint32_t)ARRIVAL_MAX >> load_relaxed(&mutex->vain_),
     };
 }
 
-/* Learn from n looks while the holder ran, the last of which was lucky. */
-static void spun_well(CoMutex *mutex, uint32_t n)
+/* Learn that it was taken. */
+static void spun_well(CoMutex *mutex)
 {
-    uint32_t usual = load_relaxed(&mutex->spins_);
+    uint32_t spins = load_relaxed(&mutex->spins_);
 
     MARK("mutex: taken while spinning");
-    store_relaxed(&mutex->spins_, usual - usual / 8 + n / 8);
+    if (spins + SPIN_MIN < SPIN_MAX) {
+        store_relaxed(&mutex->spins_, spins + 1);
+    }
     if (load_relaxed(&mutex->vain_)) {
         store_relaxed(&mutex->vain_, 0);
     }
@@ -200,6 +215,13 @@ static void spun_in_vain(CoMutex *mutex, Prospect last)
         store_relaxed(&mutex->spins_, load_relaxed(&mutex->spins_) / 2);
     } else if (vain < VAIN_MAX) {
         store_relaxed(&mutex->vain_, vain + 1);
+    }
+}
+
+static inline void pause_between_looks(void)
+{
+    for (unsigned i = 0; i < PAUSES; i++) {
+        spin_hint();
     }
 }
 
@@ -218,7 +240,7 @@ static bool spin(CoMutex *mutex, const OsThread *thread)
         uintptr_t word = load_relaxed(&mutex->word_);
 
         if (word == MUTEX_FREE && try_take(mutex, &word)) {
-            spun_well(mutex, looks[RUNNING]);
+            spun_well(mutex);
             return true;
         }
         if (word != MUTEX_FREE) {
@@ -228,7 +250,7 @@ static bool spin(CoMutex *mutex, const OsThread *thread)
             return false;
         }
         looks[now]++;
-        spin_hint();
+        pause_between_looks();
     }
     spun_in_vain(mutex, now);
     return false;
