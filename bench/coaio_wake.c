@@ -87,7 +87,7 @@ static struct {
     IOThread *threads[2];
     Coroutine *sides[2];
     uint64_t rounds;
-    uint64_t hits;
+    uint64_t hits; /* written at the end: the sides read the line it is in */
     sem_t done;
 } court;
 
@@ -104,13 +104,16 @@ static void coroutine_fn serve_side(void *opaque)
 /* It is the first to run, and lets the other side begin. */
 static void coroutine_fn return_side(void *opaque)
 {
+    uint64_t hits = 0;
+
     (void)opaque;
     aio_co_schedule(iothread_context(court.threads[0]), court.sides[0]);
     for (uint64_t i = 0; i < court.rounds; i++) {
         coroutine_yield();
-        court.hits++;
+        hits++;
         aio_co_wake(court.sides[0]);
     }
+    court.hits = hits;
     sem_post(&court.done);
 }
 
