@@ -37,10 +37,12 @@ typedef struct BenchPosts {
     BenchSlot slots[BENCH_MAX_PRODUCERS][BENCH_RING];
     uint64_t per_producer;
     uint64_t wanted;
-    uint64_t consumed;              /* the consumer's */
     unsigned producers;
     void (*post)(BenchSlot *slot);
     void (*consume)(void);          /* returns when bench_posts_over() */
+
+    /* The consumer's, on a line that producers do not look at. */
+    _Alignas(64) uint64_t consumed;
 } BenchPosts;
 
 static BenchPosts bench_posts;
