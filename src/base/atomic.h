@@ -126,6 +126,10 @@ static inline void spin_hint(void)
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
     __asm__ volatile("isb" ::: "memory");
+#elif defined(__riscv)
+    /* pause, by number for older assemblers; processors without it pass over
+     * it. */
+    __asm__ volatile(".4byte 0x0100000f" ::: "memory");
 #else
     __asm__ volatile("" ::: "memory");
 #endif

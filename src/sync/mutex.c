@@ -107,7 +107,11 @@ void co_mutex_init(CoMutex *mutex)
 
 /* --- taking it -----------------------------------------------------------*/
 
-/* self has the mutex, and runs. */
+/*
+ * self has the mutex, and runs.  thread_ comes first: who sees holder_ should
+ * see it, too.  If compiler or processor turn them round, that costs a wake-up,
+ * and no more: see prospect().
+ */
 static inline void settle_in(CoMutex *mutex, const OsThread *thread,
                              Coroutine *self)
 {
@@ -146,8 +150,9 @@ static inline void *arriving_like(Coroutine *co)
  * suspended itself meanwhile: hence the bounds, which shrink where spinning
  * fails.
  *
- * While there is no holder yet, thread_ is still the one before, perhaps this
- * one: who has just taken it, on another thread, is about to say so.
+ * While there is no holder, thread_ is still the one before, perhaps this one:
+ * who has just taken it, on another thread, is about to say so; or he who has
+ * had it is letting go.
  */
 typedef enum Prospect {
     HOPELESS,
@@ -163,11 +168,13 @@ static inline Prospect prospect(CoMutex *mutex, const OsThread *thread,
     if (word != MUTEX_HELD || load_relaxed(&mutex->head_)) {
         return HOPELESS;
     }
+    other = load_relaxed(&mutex->thread_);
     if (!load_relaxed(&mutex->holder_)) {
-        MARK("mutex: one that has just been taken is looked at again");
+        if (other == thread) {
+            MARK("mutex: just taken, by another thread than it says");
+        }
         return RUNNING;
     }
-    other = load_relaxed(&mutex->thread_);
     if (!other || other == thread || other == arriving_like(thread->current)) {
         return HOPELESS;
     }
@@ -192,13 +199,13 @@ static SpinBounds spin_bounds(CoMutex *mutex)
     };
 }
 
-/* Learn that it was taken. */
-static void spun_well(CoMutex *mutex)
+/* Learn that it was taken, after so many looks at one who ran. */
+static void spun_well(CoMutex *mutex, uint32_t looks)
 {
     uint32_t spins = load_relaxed(&mutex->spins_);
 
     MARK("mutex: taken while spinning");
-    if (spins + SPIN_MIN < SPIN_MAX) {
+    if (looks > 0 && spins + SPIN_MIN < SPIN_MAX) {
         store_relaxed(&mutex->spins_, spins + 1);
     }
     if (load_relaxed(&mutex->vain_)) {
@@ -240,7 +247,7 @@ static bool spin(CoMutex *mutex, const OsThread *thread)
         uintptr_t word = load_relaxed(&mutex->word_);
 
         if (word == MUTEX_FREE && try_take(mutex, &word)) {
-            spun_well(mutex);
+            spun_well(mutex, looks[RUNNING]);
             return true;
         }
         if (word != MUTEX_FREE) {

@@ -78,7 +78,7 @@ EXPLORE(
 EXPLORE(two_lockers_twice, .setup = make_two, .threads = {twice_0, twice_1},
         .finish = check_four_taken,
         .marks = {"mutex: an arrival is waited for",
-                  "mutex: one that has just been taken is looked at again"})
+                  "mutex: just taken, by another thread than it says"})
 EXPLORE(three_lockers, .setup = make_three, .threads = {once_0, once_1, once_2})
 
 /* --- trying ---------------------------------------------------------------*/

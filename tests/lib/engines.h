@@ -15,7 +15,6 @@
 #include "harness.h"
 
 #include "loop/poller/poller.h"
-#include "os/uring.h"
 
 #include <coaio/context.h>
 #include <errno.h>
@@ -45,17 +44,6 @@ static inline bool uring_works(void)
     int ret = aio_context_new(&ctx, &options);
 
     aio_context_unref(ctx);
-#ifdef COAIO_HAVE_URING
-    if (ret == -ENOSYS) {
-        OsUring *ring;
-
-        ret = os_uring_open(&ring, 0);
-        /* Want of memory is no reason to skip. */
-        CHECK(ret == -ENOSYS || ret == -EOPNOTSUPP || ret == -EPERM ||
-              ret == -EACCES);
-        return false;
-    }
-#endif
     return ret != -ENOSYS;
 }
 

@@ -140,7 +140,8 @@ TEST(waiting_for_an_arrival_in_vain_is_given_up)
     start(loop(1), occupier, NULL);
     until(load_acquire(&occupied));
     store_release(&let_go, true);
-    until((uintptr_t)load_acquire(&mutex.thread_) & 1);
+    until(((uintptr_t)load_acquire(&mutex.thread_) & 1) &&
+          load_acquire(&mutex.holder_));
     w.ctx = loop(2);
     start(w.ctx, locker, &w);
     until(load_acquire(&mutex.word_) > 1);

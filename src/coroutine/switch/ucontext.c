@@ -4,8 +4,9 @@
  * slow: swapcontext() saves the signal mask with a system call.
  *
  * A saved stack is represented by the address of the ucontext_t that lies on
- * it.  What is to be called after a switch is done by the wrapper in
- * coroutine.c, so there is no switch_stack_call() here.
+ * it.  All switches go through the wrapper in coroutine.c, which also does what
+ * is to be called after one: so there is no switch_stack_call() here, and no
+ * switch_stack_alike().
  */
 #include "base/assert.h"
 #include "coroutine/switch.h"
