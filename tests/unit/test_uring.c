@@ -292,6 +292,7 @@ static void check_auto_refused(const char *wish, int call, int error,
     int saved[2];
 
     needs_uring();
+    unsetenv("COAIO_URING_WITHOUT");
     CHECK_EQ(setenv("COAIO_ENGINE", wish, 1), 0);
     refuse(call, error);
     capture(saved);
