@@ -312,7 +312,7 @@ static void look_at_rounding(void *opaque)
 TEST(the_control_words_belong_to_the_thread)
 {
 #ifdef COAIO_SWITCH_UCONTEXT
-    SKIP("swapcontext() saves them");
+    SKIP("setcontext() sets them");
 #endif
     int seen[2] = {-1, -1};
     Coroutine *co = coroutine_create(look_at_rounding, seen);
