@@ -12,6 +12,8 @@
  *   wake     two threads with a ring each wake one another in turn; the other
  *            one sleeps in io_uring_enter()
  *   send     16 sockets get a message each; another thread receives
+ *   receive  16 sockets bring a message each from another thread; all are taken
+ *            in one pass, and are to lie where the receiver wants them
  *   accept   a thread connects 16 times, waits until all are closed, again
  *
  * A way that this kernel does not know prints no figures.
@@ -417,6 +419,218 @@ static bool run_send(const Way *way, uint64_t ns, Cost *cost)
     return good;
 }
 
+/* --- receive --------------------------------------------------------------*/
+
+enum { RECV_POLL, RECV_RING, RECV_MULTISHOT, RECV_MULTISHOT_IN_PLACE };
+
+enum {
+    RECV_LARGEST = 4096,
+    RECV_BUFFERS = 2 * SOCKETS, /* of the ring; a power of two */
+    RECV_GROUP = 1,
+};
+
+typedef struct Feeder {
+    int fds[SOCKETS];
+    int wanted; /* an eventfd: all has come, send the next */
+    size_t size;
+    atomic_bool stop;
+} Feeder;
+
+/* Where the messages go, and what brings them there. */
+typedef struct Receiver {
+    const Way *way;
+    struct io_uring ring;
+    struct io_uring_buf_ring *buffers;
+    int fds[SOCKETS];
+    bool armed[SOCKETS];
+    char places[SOCKETS][RECV_LARGEST];
+    char room[RECV_BUFFERS][RECV_LARGEST];
+} Receiver;
+
+static void *feed(void *opaque)
+{
+    static const char message[RECV_LARGEST];
+    Feeder *f = opaque;
+    uint64_t n;
+
+    bench_pin(1);
+    while (read(f->wanted, &n, sizeof(n)) == (ssize_t)sizeof(n) &&
+           !atomic_load(&f->stop)) {
+        for (int i = 0; i < SOCKETS; i++) {
+            bench_check(send(f->fds[i], message, f->size, 0) ==
+                            (ssize_t)f->size,
+                        "a message can be sent at once");
+        }
+    }
+    return NULL;
+}
+
+static void want_more(const Feeder *f)
+{
+    uint64_t one = 1;
+
+    bench_check(write(f->wanted, &one, sizeof(one)) == (ssize_t)sizeof(one),
+                "more can be asked for");
+}
+
+static bool is_multishot(const Receiver *r)
+{
+    return r->way->how == RECV_MULTISHOT ||
+           r->way->how == RECV_MULTISHOT_IN_PLACE;
+}
+
+static void lend_buffer(Receiver *r, unsigned id)
+{
+    io_uring_buf_ring_add(r->buffers, r->room[id], RECV_LARGEST,
+                          (unsigned short)id,
+                          io_uring_buf_ring_mask(RECV_BUFFERS), 0);
+    io_uring_buf_ring_advance(r->buffers, 1);
+}
+
+/* Returns false if the kernel has no rings of buffers. */
+static bool lend_buffers(Receiver *r)
+{
+    struct io_uring_buf_reg reg = {
+        .ring_entries = RECV_BUFFERS,
+        .bgid = RECV_GROUP,
+    };
+    void *memory;
+
+    bench_check(!posix_memalign(&memory, 4096, 4096), "there is memory");
+    r->buffers = memory;
+    reg.ring_addr = (uintptr_t)memory;
+    if (io_uring_register_buf_ring(&r->ring, &reg, 0) < 0) {
+        return false;
+    }
+    io_uring_buf_ring_init(r->buffers);
+    for (unsigned i = 0; i < RECV_BUFFERS; i++) {
+        lend_buffer(r, i);
+    }
+    return true;
+}
+
+static void arm(Receiver *r, unsigned i)
+{
+    struct io_uring_sqe *sqe = ring_sqe(&r->ring);
+
+    if (r->way->how == RECV_POLL) {
+        io_uring_prep_poll_add(sqe, r->fds[i], POLLIN);
+    } else if (r->way->how == RECV_RING) {
+        io_uring_prep_recv(sqe, r->fds[i], r->places[i], r->way->size, 0);
+        sqe->ioprio |= IORING_RECVSEND_POLL_FIRST;
+    } else {
+        io_uring_prep_recv_multishot(sqe, r->fds[i], NULL, 0, 0);
+        sqe->flags |= IOSQE_BUFFER_SELECT;
+        sqe->buf_group = RECV_GROUP;
+    }
+    io_uring_sqe_set_data64(sqe, i);
+    r->armed[i] = true;
+}
+
+/* Returns how many bytes have come to their place. */
+static ssize_t received(Receiver *r, unsigned i, const struct io_uring_cqe *cqe)
+{
+    unsigned id = cqe->flags >> IORING_CQE_BUFFER_SHIFT;
+
+    r->armed[i] = cqe->flags & IORING_CQE_F_MORE;
+    if (r->way->how == RECV_POLL) {
+        return recv(r->fds[i], r->places[i], r->way->size, MSG_DONTWAIT);
+    }
+    if (cqe->res > 0 && is_multishot(r)) {
+        if (r->way->how == RECV_MULTISHOT) {
+            memcpy(r->places[i], r->room[id], (size_t)cqe->res);
+        }
+        lend_buffer(r, id);
+    }
+    return cqe->res;
+}
+
+/* Receive one from each, all in one pass, as a server does that has much to do.
+ * Returns false where the kernel refuses. */
+static bool receive_all(Receiver *r)
+{
+    unsigned due = SOCKETS;
+    struct io_uring_cqe *cqe;
+
+    for (unsigned i = 0; i < SOCKETS; i++) {
+        if (!r->armed[i]) {
+            arm(r, i);
+        }
+    }
+    while (due > 0) {
+        io_uring_submit_and_wait(&r->ring, due);
+        while (due > 0 && io_uring_peek_cqe(&r->ring, &cqe) == 0) {
+            ssize_t n = received(r, (unsigned)cqe->user_data, cqe);
+
+            io_uring_cqe_seen(&r->ring, cqe);
+            if (n < 0) {
+                return false;
+            }
+            bench_check((size_t)n == r->way->size, "a message comes whole");
+            due--;
+        }
+    }
+    return true;
+}
+
+static void receiver_open(Receiver *r, Feeder *f, const Way *way)
+{
+    r->way = way;
+    r->buffers = NULL;
+    f->size = way->size;
+    atomic_store(&f->stop, false);
+    f->wanted = eventfd(0, EFD_CLOEXEC);
+    for (int i = 0; i < SOCKETS; i++) {
+        int pair[2];
+
+        bench_check(!socketpair(AF_UNIX, SOCK_STREAM, 0, pair),
+                    "there are sockets");
+        f->fds[i] = pair[0];
+        r->fds[i] = pair[1];
+        r->armed[i] = false;
+    }
+    ring_open(&r->ring);
+}
+
+static void receiver_close(Receiver *r, Feeder *f)
+{
+    io_uring_queue_exit(&r->ring);
+    free(r->buffers);
+    for (int i = 0; i < SOCKETS; i++) {
+        close(f->fds[i]);
+        close(r->fds[i]);
+    }
+    close(f->wanted);
+}
+
+static bool run_receive(const Way *way, uint64_t ns, Cost *cost)
+{
+    static Receiver r;
+    static Feeder f;
+    uint64_t begin, cpu, count = 0;
+    pthread_t thread;
+    bool good;
+
+    bench_pin(0);
+    receiver_open(&r, &f, way);
+    good = !is_multishot(&r) || lend_buffers(&r);
+    pthread_create(&thread, NULL, feed, &f);
+    begin = bench_now();
+    cpu = cpu_now();
+    while (good && bench_now() - begin < ns) {
+        want_more(&f);
+        good = receive_all(&r);
+        count += SOCKETS;
+    }
+    cost->wall_ns = (double)(bench_now() - begin) / (double)count;
+    cost->cpu_ns = (double)(cpu_now() - cpu) / (double)count;
+    atomic_store(&f.stop, true);
+    want_more(&f);
+    pthread_join(thread, NULL);
+    receiver_close(&r, &f);
+    return good;
+}
+
 /* --- accept ---------------------------------------------------------------*/
 
 enum { ACCEPT_CALL, ACCEPT_RING, ACCEPT_MULTISHOT };
@@ -567,6 +781,15 @@ static bool run_accept(const Way *way, uint64_t ns, Cost *cost)
         task, "the ring's SEND_ZC", run_send, bytes, AF_INET, SEND_RING_ZC     \
     }
 
+#define RECEIVES(task, bytes)                                                  \
+    {task, "poll by the ring, then recv()", run_receive, bytes, 0, RECV_POLL}, \
+        {task, "the ring's RECV", run_receive, bytes, 0, RECV_RING},           \
+        {task, "multishot, copied", run_receive, bytes, 0, RECV_MULTISHOT},    \
+    {                                                                          \
+        task, "multishot, left in the ring's buffer", run_receive, bytes, 0,   \
+            RECV_MULTISHOT_IN_PLACE                                            \
+    }
+
 static const Way ways[] = {
     {"wake", "eventfd, polled by the ring", run_wake, 0, 0, WAKE_EVENT},
     {"wake", "futex, waited for by the ring", run_wake, 0, 0, WAKE_FUTEX},
@@ -578,6 +801,8 @@ static const Way ways[] = {
     SENDS_ZC("send 64 B, TCP", 64),
     SENDS_ZC("send 32 KiB, TCP", 32 << 10),
     SENDS_ZC("send 1 MiB, TCP", 1 << 20),
+    RECEIVES("receive 64 B, UNIX", 64),
+    RECEIVES("receive 4 KiB, UNIX", 4096),
     {"accept", "accept4(), then poll by the ring", run_accept, 0, 0,
      ACCEPT_CALL},
     {"accept", "the ring's ACCEPT", run_accept, 0, 0, ACCEPT_RING},
@@ -598,7 +823,7 @@ static void print_way(const Way *way, double *wall, double *cpu, int rounds)
 {
     qsort(wall, (size_t)rounds, sizeof(*wall), compare);
     qsort(cpu, (size_t)rounds, sizeof(*cpu), compare);
-    printf("%-18s %-34s %9.0f %9.0f %9.0f %9.0f\n", way->task, way->name,
+    printf("%-20s %-38s %9.0f %9.0f %9.0f %9.0f\n", way->task, way->name,
            wall[rounds / 2], wall[0], cpu[rounds / 2], cpu[0]);
 }
 
@@ -620,13 +845,13 @@ int main(int argc, char **argv)
             cpu[i][round] = cost.cpu_ns;
         }
     }
-    printf("%-18s %-34s %9s %9s %9s %9s\n", "ns for one", "", "passed",
+    printf("%-20s %-38s %9s %9s %9s %9s\n", "ns for one", "", "passed",
            "least", "CPU", "least");
     for (int i = 0; i < WAYS; i++) {
         if (works[i]) {
             print_way(&ways[i], wall[i], cpu[i], rounds);
         } else {
-            printf("%-18s %-34s         -\n", ways[i].task, ways[i].name);
+            printf("%-20s %-38s         -\n", ways[i].task, ways[i].name);
         }
     }
     return 0;
