@@ -12,7 +12,8 @@
  *   - A locker spins briefly, and only for a holder that took the mutex on
  *     another thread, or was handed it and is being woken there, while nobody
  *     queues.  Whether that one runs cannot be asked, for it may be gone: so
- *     spinning that fails makes later spinning shorter.
+ *     spinning that fails makes later spinning shorter.  Where the process had
+ *     one processor when it loaded the library, nobody spins.
  *   - Whoever unlocks last may free the mutex at once, even while an earlier
  *     unlock is still returning in another thread.
  *   - There is no destroy function.  A zeroed CoMutex is an unlocked one.

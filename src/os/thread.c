@@ -534,3 +534,11 @@ unsigned os_cpu_count(void)
     n = sysconf(_SC_NPROCESSORS_ONLN);
     return n > 0 ? (unsigned)n : 1;
 }
+
+bool os_one_cpu;
+
+/* Before main() gives its threads places of their own. */
+__attribute__((constructor)) static void count_cpus(void)
+{
+    os_one_cpu = os_cpu_count() == 1;
+}

@@ -158,6 +158,14 @@ void os_user_mutex_unlock(pthread_mutex_t *mutex);
 void os_futex_wait(uint32_t *word, uint32_t expected, int64_t timeout_ns);
 void os_futex_wake(uint32_t *word, int n);
 
+/* How many processors the calling thread may run on. */
 unsigned os_cpu_count(void);
+
+/*
+ * The process had one processor when the library was loaded, and is taken to
+ * have one still: who looks again and again there only keeps from running whom
+ * it waits for.
+ */
+extern bool os_one_cpu;
 
 #endif

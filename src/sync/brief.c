@@ -28,7 +28,7 @@ uint32_t brief_lock_slow(uint32_t *lock)
 {
     uint32_t found, sleepers;
 
-    for (int i = 0; i < BRIEF_SPINS; i++) {
+    for (int i = 0; i < BRIEF_SPINS && !os_one_cpu; i++) {
         if (take(lock, &found, BRIEF_HELD)) {
             return found;
         }

@@ -242,6 +242,9 @@ static bool spin(CoMutex *mutex, const OsThread *thread)
     if (load_relaxed(&mutex->word_) > MUTEX_HELD) {
         return false; /* the usual, where many wait */
     }
+    if (os_one_cpu) {
+        return false;
+    }
     most = spin_bounds(mutex);
     while (looks[RUNNING] < most.running && looks[ARRIVING] < most.arriving) {
         uintptr_t word = load_relaxed(&mutex->word_);

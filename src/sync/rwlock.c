@@ -236,6 +236,9 @@ static bool spin(CoRwlock *rwlock, bool write, const OsThread *thread,
     uint32_t usual = load_relaxed(&rwlock->spins_);
     uint32_t most = usual * 2 + SPIN_MIN;
 
+    if (os_one_cpu) {
+        return false;
+    }
     for (uint32_t i = 0; i < most && i < SPIN_MAX; i++) {
         const void *other = load_relaxed(&rwlock->thread_);
 

@@ -6,6 +6,7 @@
 #include "loops.h"
 
 #include "os/fault.h"
+#include "os/thread.h"
 
 #include <coaio/coaio.h>
 
@@ -95,23 +96,41 @@ static void holder_that_waits(void *opaque)
     job_done();
 }
 
+/* Somebody queues behind one on another thread. */
+static void wait_behind(CoMutex *mutex)
+{
+    Waiter w = {.mutex = mutex};
+    Coroutine *co;
+
+    loops_start(2);
+    co = start(loop(0), holder_that_waits, mutex);
+    until(load_acquire(&held));
+    w.ctx = loop(1);
+    start(w.ctx, locker, &w);
+    until(load_acquire(&mutex->word_) > 1);
+    aio_co_wake(co);
+    loops_join(2);
+    loops_stop();
+}
+
 /* Spinning for one on another thread is bounded, and learns that it fails. */
 TEST(spinning_in_vain_is_given_up)
 {
     CoMutex mutex = {.spins_ = 40};
-    Waiter w = {.mutex = &mutex};
-    Coroutine *co;
 
-    loops_start(2);
-    co = start(loop(0), holder_that_waits, &mutex);
-    until(load_acquire(&held));
-    w.ctx = loop(1);
-    start(w.ctx, locker, &w);
-    until(load_acquire(&mutex.word_) > 1);
+    os_one_cpu = false;
+    wait_behind(&mutex);
     CHECK_EQ(load_relaxed(&mutex.spins_), 20);
-    aio_co_wake(co);
-    loops_join(2);
-    loops_stop();
+}
+
+/* It would keep the holder from running. */
+TEST(nobody_spins_on_the_only_processor)
+{
+    CoMutex mutex = {.spins_ = 40};
+
+    os_one_cpu = true;
+    wait_behind(&mutex);
+    CHECK_EQ(load_relaxed(&mutex.spins_), 40); /* neither paid nor failed */
 }
 
 static bool occupied, vacated; /* atomic */
@@ -131,6 +150,7 @@ TEST(waiting_for_an_arrival_in_vain_is_given_up)
     Waiter late = {.mutex = &mutex};
     Waiter w = {.mutex = &mutex, .number = 1};
 
+    os_one_cpu = false;
     loops_start(3);
     start(loop(0), holder, &mutex);
     until(load_acquire(&held));

@@ -345,6 +345,7 @@ TEST(cpus_are_counted_as_far_as_they_may_be_used)
     cpu_set_t one;
 
     CHECK(all >= 1);
+    CHECK_EQ(os_one_cpu, all == 1);
     CPU_ZERO(&one);
     CPU_SET(some_cpu(), &one);
     CHECK_EQ(sched_setaffinity(0, sizeof(one), &one), 0);

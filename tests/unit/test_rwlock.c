@@ -8,6 +8,7 @@
 
 #include "loop/wait.h"
 #include "os/fault.h"
+#include "os/thread.h"
 #include "sync/brief.h"
 
 #include <errno.h>
@@ -16,8 +17,9 @@
 
 #define MANY 100
 
-/* The word then. */
+/* The word then, and of it what says that somebody waits. */
 #define ONE_READER (BRIEF_OWNERS << 2)
+#define ONE_WAITS  (BRIEF_OWNERS << 1)
 
 typedef struct Job {
     CoRwlock *lock;
@@ -594,6 +596,60 @@ TEST(waking_a_hundred_readers_costs_a_notification_a_context)
     store_release(&let_go, true);
     until(load_acquire(&jobs_done) == 101);
     loops_stop();
+}
+
+static void writer_that_waits(void *opaque)
+{
+    CoRwlock *lock = opaque;
+
+    co_rwlock_wrlock(lock);
+    store_release(&held, true);
+    coroutine_yield();
+    co_rwlock_unlock(lock);
+    job_done();
+}
+
+static void reader_behind(void *opaque)
+{
+    CoRwlock *lock = opaque;
+
+    co_rwlock_rdlock(lock);
+    co_rwlock_unlock(lock);
+    job_done();
+}
+
+/* Somebody queues behind one on another thread. */
+static void wait_behind(CoRwlock *lock)
+{
+    Coroutine *co;
+
+    loops_start(2);
+    co = start(loop(0), writer_that_waits, lock);
+    until(load_acquire(&held));
+    start(loop(1), reader_behind, lock);
+    until(load_acquire(&lock->word_) & ONE_WAITS);
+    aio_co_wake(co);
+    loops_join(2);
+    loops_stop();
+}
+
+TEST(spinning_in_vain_is_given_up)
+{
+    CoRwlock lock = {.spins_ = 40};
+
+    os_one_cpu = false;
+    wait_behind(&lock);
+    CHECK_EQ(load_relaxed(&lock.spins_), 20);
+}
+
+/* It would keep the holder from running. */
+TEST(nobody_spins_on_the_only_processor)
+{
+    CoRwlock lock = {.spins_ = 40};
+
+    os_one_cpu = true;
+    wait_behind(&lock);
+    CHECK_EQ(load_relaxed(&lock.spins_), 40); /* neither paid nor failed */
 }
 
 typedef struct Dropped {

@@ -286,6 +286,8 @@ void os_futex_wake(uint32_t *word, int n)
 
 /* --- all else -------------------------------------------------------------*/
 
+bool os_one_cpu;
+
 unsigned os_cpu_count(void)
 {
     return 2;
