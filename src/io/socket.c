@@ -77,6 +77,9 @@ static ssize_t try_recv_all(IoCall *call)
 #define ENGINE_FLAGS (MSG_PEEK | MSG_TRUNC)
 /* What makes no difference to it. */
 #define WAIT_FLAGS (MSG_DONTWAIT | MSG_WAITALL | MSG_NOSIGNAL)
+/* What one receives at most, as recv(2) does: the kernel's MAX_RW_COUNT.  The
+ * engine's requests have no room for more than 4 GiB. */
+#define ENGINE_MAX ((size_t)0x7ffff000)
 
 static void describe_recv(const IoCall *call, OsUringRequest *request,
                           struct iovec *iov)
@@ -85,6 +88,9 @@ static void describe_recv(const IoCall *call, OsUringRequest *request,
 
     iov->iov_base = s->buf + s->done;
     iov->iov_len = s->count - s->done;
+    if (iov->iov_len > ENGINE_MAX) {
+        iov->iov_len = ENGINE_MAX;
+    }
     *request = (OsUringRequest){
         .call = OS_URING_RECV,
         .fd = call->fd,

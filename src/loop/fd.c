@@ -776,10 +776,26 @@ static void end_early(FdWait *wait, int result, const char *who)
     }
 }
 
-/* On the home thread, outside the waiter. */
+/* Have the engine let go of the file that the wait is for. */
+static void drop_op(const FdWait *wait)
+{
+    AioContext *ctx = (AioContext *)(void *)wait->wait.co->home;
+
+    if (wait->op) {
+        ctx->poller.ops->drop(ctx, wait->op);
+    }
+}
+
+/*
+ * On the home thread, outside the waiter.  Until the engine has dropped the
+ * operation the wait is in the table, for co_close() to find.
+ */
 static void fd_wait_cancel(CoWait *wait, int error)
 {
-    end_early(container_of(wait, FdWait, wait), error, "its timeout");
+    FdWait *fd_wait = container_of(wait, FdWait, wait);
+
+    drop_op(fd_wait);
+    end_early(fd_wait, error, "its timeout");
 }
 
 void fd_wait_end_op(FdWait *wait)
@@ -909,12 +925,7 @@ static void cancel_in_table(FdTable *table, int fd, int error, List *ended)
 static void drop_ops(List *ended)
 {
     for (List *link = list_first(ended); link; link = list_next(ended, link)) {
-        const FdWait *wait = list_entry(link, FdWait, link);
-        AioContext *ctx = (AioContext *)(void *)wait->wait.co->home;
-
-        if (wait->op) {
-            ctx->poller.ops->drop(ctx, wait->op);
-        }
+        drop_op(list_entry(link, FdWait, link));
     }
 }
 

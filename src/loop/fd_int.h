@@ -54,8 +54,10 @@ void fd_wait_end_op(FdWait *wait);
 
 /*
  * End all waits on fd in all contexts with error, before fd is closed.  Any
- * thread.  Waits of other contexts end there, a little later; the kernel's
- * interest is gone when this returns.  Handlers are misuse.
+ * thread.  Waits of other contexts end there, a little later.  When this
+ * returns no engine will act on what fd names next; one that holds files lets
+ * go of this one now in this context, and in their next pass in others.
+ * Handlers are misuse.
  */
 void fd_cancel_all(int fd, int error);
 
