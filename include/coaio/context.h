@@ -133,8 +133,9 @@ COAIO_API int aio_context_set_poll_params(AioContext *ctx, int64_t max_ns,
  * Make one pass; the caller holds a reference.  With blocking, wait until
  * there is something to do or aio_notify() is called.
  *
- * Returns whether any callback, coroutine or handler ran.  A blocking pass
- * that was notified may have found nothing, and returns false.
+ * Returns whether any callback, coroutine or handler ran; idle bottom halves
+ * do not count.  A blocking pass that was notified may have found nothing, and
+ * returns false.
  */
 COAIO_API bool aio_poll(AioContext *ctx, bool blocking);
 

@@ -105,7 +105,8 @@ COAIO_API int coroutine_fn co_close(int fd);
 
 /**
  * Wait until fd is ready for one of events (POLLIN, POLLOUT, POLLPRI,
- * POLLRDHUP of <poll.h>), for at most timeout_ns (below 0: for ever).
+ * POLLRDHUP of <poll.h>; 0: for POLLERR or POLLHUP, which are waited for
+ * always), for at most timeout_ns (below 0: for ever).
  *
  * Returns the events that hold, at least one of those asked for, POLLERR or
  * POLLHUP; or -ETIMEDOUT, -ECANCELED, -EBADF.

@@ -9,7 +9,8 @@
  *   nothing runs in it any more.  iothread_unref() drops a reference, and the
  *   last one stops the thread if it still runs.
  *
- * The thread blocks all signals and reports stack overflows
+ * The thread blocks all signals but those of its own faults (SIGSEGV, SIGBUS,
+ * SIGILL, SIGFPE, SIGTRAP, SIGSYS), and reports stack overflows
  * (aio_install_overflow_handler()).
  *
  * Thread table

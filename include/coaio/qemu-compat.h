@@ -18,6 +18,8 @@
  *   - Stacks are 1 MiB, as QEMU's; they take up memory as they are touched.
  *   - The pool of coroutines adapts by itself: the calls that change its size
  *     do nothing.
+ *   - What a coroutine wakes runs when the outermost coroutine of the thread
+ *     has yielded, not before an inner qemu_coroutine_enter() returns.
  *   Locks
  *   - CO_QUEUE_WAIT_FRONT has no effect: one that waits again waits behind
  *     the others, and wakes in the order of waiting.
@@ -716,21 +718,31 @@ static inline void coroutine_fn qemu_co_sleep_ns_wakeable(QemuCoSleep *w,
                                                           QEMUClockType type,
                                                           int64_t ns)
 {
+    AioContext *ctx = aio_context_current();
     int64_t now = qemu_clock_get_ns(type);
     QEMUTimer ts;
 
-    coaio_qemu_timer_init(aio_context_current(), &ts, type, SCALE_NS,
+    if (!ctx) {
+        coaio_qemu_die("qemu_co_sleep_ns_wakeable: this thread has no context "
+                       "that could wake it");
+    }
+    coaio_qemu_timer_init(ctx, &ts, type, SCALE_NS,
                           coaio_qemu_sleep_expired, w);
     timer_mod(&ts, ns > INT64_MAX - now ? INT64_MAX : now + ns);
     qemu_co_sleep(w);
     timer_del(&ts);
 }
 
+/* Without a context, it is the thread that sleeps. */
 static inline void coroutine_fn qemu_co_sleep_ns(QEMUClockType type,
                                                  int64_t ns)
 {
     QemuCoSleep w = { NULL };
 
+    if (!aio_context_current()) {
+        co_sleep_ns(ns);
+        return;
+    }
     qemu_co_sleep_ns_wakeable(&w, type, ns);
 }
 
@@ -776,6 +788,10 @@ static inline int coroutine_fn qemu_co_timeout(CoroutineEntry *entry,
     if (timeout_ns == 0) {
         entry(opaque);
         return 0;
+    }
+    if (!aio_context_current()) {
+        coaio_qemu_die("qemu_co_timeout: this thread has no context that could "
+                       "end it");
     }
     t = (CoaioQemuTimeout *)coaio_qemu_alloc(sizeof(*t));
     t->entry = entry;

@@ -15,9 +15,10 @@
  *   - The last unlocker may free the lock at once.  There is no destroy
  *     function.  A zeroed CoRwlock is an unlocked one.
  *
- * All calls may only be made in coroutines, except co_rwlock_init().  A
- * coroutine that finishes with the lock held aborts, as does an unlock of what
- * nobody holds.
+ * All calls may only be made in coroutines, except co_rwlock_init(), which any
+ * thread and signal handler may make.  A wait for the lock cannot be cancelled.
+ * A coroutine that finishes with the lock held aborts, as does an unlock of
+ * what nobody holds.
  */
 #ifndef COAIO_RWLOCK_H
 #define COAIO_RWLOCK_H

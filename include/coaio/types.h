@@ -17,7 +17,8 @@
  *   Misuse (a call that the thread table forbids, a coroutine entered twice)
  *   prints one line that names the parties to stderr and aborts.
  *   After fork() the child may only exec or _exit: the first coaio call that
- *   it makes aborts.
+ *   it makes aborts, but for those that only read or fill in what they are
+ *   given (co_errno(), the clocks, the ..._init() of locks and timers).
  */
 #ifndef COAIO_TYPES_H
 #define COAIO_TYPES_H

@@ -53,7 +53,8 @@ COAIO_BEGIN_DECLS
 COAIO_API void aio_wait_kick(void);
 
 /**
- * Call cb(opaque) in ctx as a bottom half, and return when it has run.
+ * Call cb(opaque) in ctx as a bottom half, and return when it has run.  Aborts
+ * if ctx has stopped, where nothing would run it.
  */
 COAIO_API void aio_wait_bh_oneshot(AioContext *ctx, AioBHFunc *cb,
                                    void *opaque);

@@ -306,6 +306,20 @@ ssize_t io_socket_transfer(const IoTransfer *transfer)
 
 /* --- accept ---------------------------------------------------------------*/
 
+/* Nobody is there; or nobody will ever be, which accept(2) says at once. */
+static ssize_t no_connection(int fd)
+{
+    int ret = os_socket_listens(fd);
+    int type;
+
+    if (ret != 0) {
+        return ret < 0 ? ret : -EAGAIN;
+    }
+    type = os_socket_type(fd);
+    return type == SOCK_STREAM || type == SOCK_SEQPACKET ? -EINVAL
+                                                         : -EOPNOTSUPP;
+}
+
 static ssize_t try_accept(IoCall *call)
 {
     SocketCall *s = socket_call(call);
@@ -315,7 +329,7 @@ static ssize_t try_accept(IoCall *call)
     if (!os_file_nonblocking(call->fd)) {
         ready = os_poll(&pollfd, 1, 0);
         if (ready <= 0) {
-            return ready < 0 ? ready : -EAGAIN;
+            return ready < 0 ? ready : no_connection(call->fd);
         }
     }
     return os_accept(call->fd, s->addr, s->addrlen, s->flags);

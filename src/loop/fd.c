@@ -41,6 +41,7 @@
 #include "base/assert.h"
 #include "base/explore.h"
 #include "loop/context.h"
+#include "os/event.h"
 #include "os/memory.h"
 
 #include <errno.h>
@@ -633,13 +634,23 @@ static void set_member(List *list, List *link, unsigned *counter, bool member)
     count(counter, before, member);
 }
 
+static int watch_for(FdTable *table, FdRecord *rec, const FdHandler *handler)
+{
+    uint32_t events = (handler->read ? POLLIN : 0) |
+                      (handler->write ? POLLOUT : 0);
+    /* The engine, which would know, is not asked to watch nothing. */
+    int ret = events == 0 && (handler->poll || handler->poll_ready)
+                  ? os_poll_open(rec->fd)
+                  : 0;
+
+    return ret < 0 ? ret : watch(table, rec, events);
+}
+
 static int set_handler_locked(FdTable *table, FdRecord *rec,
                               const FdHandler *handler)
 {
     bool had_one = has_handler(rec);
-    uint32_t events = (handler->read ? POLLIN : 0) |
-                      (handler->write ? POLLOUT : 0);
-    int ret = watch(table, rec, events);
+    int ret = watch_for(table, rec, handler);
 
     if (ret < 0 && ret != -EPERM) {
         return ret;
@@ -870,6 +881,9 @@ int fd_wait_begin(FdWait *wait, int fd, uint32_t events, const char *what)
 
     wait->fd = fd;
     wait->events = events & ~TROUBLE;
+    if (wait->events == 0) {
+        wait->events = POLLHUP; /* trouble is reported unasked, but 0 is none */
+    }
     wait->op = NULL;
     ret = begin(wait, what);
     if (ret == -EPERM && (events & (POLLIN | POLLOUT))) {

@@ -359,6 +359,9 @@ int64_t aio_clock_ns(AioClock clock)
 void aio_timer_init(AioTimer *timer, AioContext *ctx, AioClock clock,
                     AioTimerFunc *cb, void *opaque)
 {
+    if (unlikely(!ctx)) {
+        misuse("aio_timer_init: the context is NULL");
+    }
     *timer = (AioTimer){
         .context_ = ctx,
         .callback_ = cb,

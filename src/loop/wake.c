@@ -365,6 +365,9 @@ void aio_co_enter(AioContext *ctx, Coroutine *co)
     OsThread *thread = os_thread();
 
     os_check_fork("aio_co_enter");
+    if (unlikely(!ctx)) {
+        misuse("aio_co_enter: the context is NULL");
+    }
     coroutine_check_live(co, "aio_co_enter");
     coroutine_claim(co, "aio_co_enter");
     if (!context_is_home(ctx, thread) ||

@@ -6,6 +6,7 @@
 #ifndef COAIO_OS_EVENT_H
 #define COAIO_OS_EVENT_H
 
+#include <errno.h>
 #include <poll.h>
 #include <stdint.h>
 
@@ -25,5 +26,14 @@ int os_epoll_ctl(int epfd, int op, int fd, uint32_t events, uint64_t data);
 int os_epoll_wait(int epfd, struct epoll_event *events, int max,
                   int64_t timeout_ns);
 int os_poll(struct pollfd *fds, unsigned n, int64_t timeout_ns);
+
+/* Ask the kernel whether fd is open.  Returns 0 or -EBADF. */
+static inline int os_poll_open(int fd)
+{
+    struct pollfd probe = {.fd = fd};
+
+    return os_poll(&probe, 1, 0) == 1 && (probe.revents & POLLNVAL) ? -EBADF
+                                                                    : 0;
+}
 
 #endif

@@ -161,6 +161,18 @@ int os_socket_type(int fd)
     return type;
 }
 
+int os_socket_listens(int fd)
+{
+    int listens = 0;
+    socklen_t size = sizeof(listens);
+
+    os_count(OS_COUNT_SYSCALLS);
+    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size)) {
+        return -errno;
+    }
+    return listens != 0;
+}
+
 void os_shutdown(int fd)
 {
     os_count(OS_COUNT_SYSCALLS);

@@ -68,6 +68,9 @@ int os_file_flags(int fd);
 
 /* SOCK_STREAM, ...; or -errno. */
 int os_socket_type(int fd);
+
+/* 1: listen(2) was called for it; 0; or -errno. */
+int os_socket_listens(int fd);
 /* Have calls that block on the socket return. */
 void os_shutdown(int fd);
 

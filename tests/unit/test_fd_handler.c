@@ -475,6 +475,8 @@ ON_EACH_ENGINE(errors_leave_what_was_set_before)
              -EBADF);
     CHECK_EQ(aio_set_fd_handler(ctx, 999, on_read, NULL, NULL, NULL, &pair),
              -EBADF);
+    CHECK_EQ(aio_set_fd_handler(ctx, 999, NULL, NULL, on_poll, NULL, &pair),
+             -EBADF);
     CHECK_EQ(aio_set_fd_handler(ctx, INT32_MAX, on_read, NULL, NULL, NULL,
                                 &pair),
              -EBADF);

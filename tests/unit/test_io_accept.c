@@ -208,6 +208,38 @@ ON_EACH_ENGINE(connecting_twice_is_eisconn)
     go_end(ctx);
 }
 
+static int accept_from(AioContext *ctx, int fd)
+{
+    End server = {.fd = fd};
+
+    go(take, &server);
+    go_until(ctx, &server.done);
+    return server.result;
+}
+
+/* With nothing to be read there, it waited for ever. */
+ON_EACH_ENGINE(accepting_from_what_never_has_a_connection)
+{
+    AioContext *ctx = go_begin(engine);
+    int fds[2];
+
+    for (int flags = 0; flags <= O_NONBLOCK; flags += O_NONBLOCK) {
+        CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM | flags, 0, fds), 0);
+        CHECK_EQ(accept_from(ctx, fds[0]), -EINVAL);
+        close(fds[0]);
+        close(fds[1]);
+        CHECK_EQ(socketpair(AF_UNIX, SOCK_DGRAM | flags, 0, fds), 0);
+        CHECK_EQ(accept_from(ctx, fds[0]), -EOPNOTSUPP);
+        close(fds[0]);
+        close(fds[1]);
+        CHECK_EQ(pipe2(fds, flags), 0);
+        CHECK_EQ(accept_from(ctx, fds[0]), -ENOTSOCK);
+        close(fds[0]);
+        close(fds[1]);
+    }
+    go_end(ctx);
+}
+
 ON_EACH_ENGINE(accepting_from_what_does_not_listen)
 {
     AioContext *ctx = go_begin(engine);

@@ -114,6 +114,29 @@ ON_EACH_ENGINE(looking_ends_with_its_time)
     go_end(ctx);
 }
 
+/* Also of what asks for nothing else, or for that only: it was never told. */
+ON_EACH_ENGINE(a_hangup_is_always_waited_for)
+{
+    const int asked[] = {0, POLLHUP, POLLERR};
+    AioContext *ctx = go_begin(engine);
+    int fds[2];
+
+    for (int i = 0; i < 3; i++) {
+        Look l = {.events = asked[i], .timeout_ns = -1};
+
+        CHECK_EQ(pipe(fds), 0);
+        l.fd = fds[0];
+        go(look, &l);
+        CHECK(!l.done);
+        go_settle(ctx);
+        close(fds[1]);
+        go_until(ctx, &l.done);
+        CHECK_EQ(l.result, POLLHUP);
+        close(fds[0]);
+    }
+    go_end(ctx);
+}
+
 TEST(looking_without_a_home_blocks)
 {
     Look l = {.events = POLLIN, .timeout_ns = 1000};

@@ -533,6 +533,47 @@ TEST(sleep_lasts)
     run_job(sleep_a_little, &job);
 }
 
+static bool slept;
+
+static void coroutine_fn sleep_briefly(void *opaque)
+{
+    (void)opaque;
+    qemu_co_sleep_ns(QEMU_CLOCK_REALTIME, 1000);
+    slept = true;
+}
+
+/* It crashed. */
+TEST(without_a_context_the_thread_sleeps)
+{
+    qemu_coroutine_enter(qemu_coroutine_create(sleep_briefly, NULL));
+    CHECK(slept);
+}
+
+static void coroutine_fn sleep_to_be_woken(void *opaque)
+{
+    QemuCoSleep w = { NULL };
+
+    (void)opaque;
+    qemu_co_sleep_ns_wakeable(&w, QEMU_CLOCK_REALTIME, 1000);
+}
+
+TEST_ABORTS(a_sleep_that_nobody_can_end, "^coaio: qemu_co_sleep_ns_wakeable: "
+                                         "this thread has no context")
+{
+    qemu_coroutine_enter(qemu_coroutine_create(sleep_to_be_woken, NULL));
+}
+
+static void coroutine_fn time_out(void *opaque)
+{
+    qemu_co_timeout(sleep_briefly, opaque, 1000, NULL);
+}
+
+TEST_ABORTS(a_timeout_without_a_context,
+            "^coaio: qemu_co_timeout: this thread has no context")
+{
+    qemu_coroutine_enter(qemu_coroutine_create(time_out, NULL));
+}
+
 typedef struct Sleeper {
     QemuCoSleep sleep;
     int steps;

@@ -550,4 +550,12 @@ TEST_ABORTS(and_names_it, "timer 0x[0-9a-f]+ .*expiry 12345\\).* "
     close_context();
 }
 
+TEST_ABORTS(one_without_a_context,
+            "^coaio: aio_timer_init: the context is NULL$")
+{
+    AioTimer timer;
+
+    aio_timer_init(&timer, NULL, AIO_CLOCK_MONOTONIC, NULL, NULL);
+}
+
 TEST_MAIN()

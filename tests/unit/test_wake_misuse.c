@@ -71,6 +71,12 @@ TEST_ABORTS(waking_twice_in_a_coroutine,
     coroutine_enter(coroutine_create(wake_twice, parked()));
 }
 
+TEST_ABORTS(entering_in_no_context,
+            "^coaio: aio_co_enter: the context is NULL$")
+{
+    aio_co_enter(NULL, coroutine_create(wake_twice, NULL));
+}
+
 TEST_ABORTS(waking_twice_from_another_thread,
             "^coaio: aio_co_wake: coroutine \"victim\" has been woken already "
             "by aio_co_wake and has not run yet$")

@@ -187,20 +187,11 @@ static int put_locked(PollState *state, int fd, uint32_t serial,
     return 0;
 }
 
-/* Ask the kernel whether fd is open. */
-static int check_open(int fd)
-{
-    struct pollfd probe = {.fd = fd};
-
-    return os_poll(&probe, 1, 0) == 1 && (probe.revents & POLLNVAL) ? -EBADF
-                                                                     : 0;
-}
-
 static int poll_update(AioContext *ctx, int fd, uint32_t serial, uint32_t old,
                        uint32_t events)
 {
     PollState *state = ctx->poller.state;
-    int ret = events ? check_open(fd) : 0;
+    int ret = events ? os_poll_open(fd) : 0;
 
     (void)old;
     if (ret < 0) {

@@ -413,15 +413,6 @@ static int prepare(AioContext *ctx, UringState *state)
     return ret;
 }
 
-/* Ask the kernel whether fd is open. */
-static int check_open(int fd)
-{
-    struct pollfd probe = {.fd = fd};
-
-    return os_poll(&probe, 1, 0) == 1 && (probe.revents & POLLNVAL) ? -EBADF
-                                                                    : 0;
-}
-
 static int update_uring(AioContext *ctx, int fd, uint32_t serial, uint32_t old,
                         uint32_t events)
 {
@@ -432,7 +423,7 @@ static int update_uring(AioContext *ctx, int fd, uint32_t serial, uint32_t old,
     (void)old;
     /* Who waits has just tried, and found it open; a handler may be new. */
     if (events && !(events & POLLER_ONESHOT)) {
-        ret = check_open(fd);
+        ret = os_poll_open(fd);
         if (ret < 0) {
             events = 0;
         }
