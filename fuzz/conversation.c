@@ -54,6 +54,7 @@ static const Options options = {
     .threads = 0,
     .max_inflight = 256 << 10,
     .handshake_timeout_ns = INT64_C(86400000000000),
+    .stop_timeout_ns = INT64_C(86400000000000),
 };
 
 typedef struct Client {

@@ -160,6 +160,9 @@ static void check_options(const Options *options)
     EXPECT(options->handshake_timeout_ns >= INT64_C(1000000000) &&
            options->handshake_timeout_ns <= INT64_C(86400000000000),
            "time for a handshake");
+    EXPECT(options->stop_timeout_ns >= INT64_C(1000000000) &&
+           options->stop_timeout_ns <= INT64_C(86400000000000),
+           "time for the last replies");
     check_exports(options);
 }
 

@@ -51,7 +51,20 @@ static void arm_timer(Connection *conn, int64_t ns)
 /* Waits for replies to leave, for as long as some do. */
 static void arm_patience(Connection *conn)
 {
-    arm_timer(conn, conn->stopping ? STOP_PATIENCE_NS : PATIENCE_NS);
+    int64_t left;
+
+    if (!conn->stopping) {
+        arm_timer(conn, PATIENCE_NS);
+        return;
+    }
+    left = conn->stop_deadline_ns - aio_clock_ns(AIO_CLOCK_MONOTONIC);
+    arm_timer(conn, left < STOP_PATIENCE_NS ? left : STOP_PATIENCE_NS);
+}
+
+static bool too_late(const Connection *conn)
+{
+    return conn->stopping &&
+           aio_clock_ns(AIO_CLOCK_MONOTONIC) >= conn->stop_deadline_ns;
 }
 
 static void connection_timer(void *opaque)
@@ -66,6 +79,12 @@ static void connection_timer(void *opaque)
         log_client(LOG_LEVEL_INFO, "client %llu: takes no replies; dropping "
                    "it", (unsigned long long)conn->id);
         connection_kill(conn);
+    } else if (conn->sending && too_late(conn)) {
+        log_client(LOG_LEVEL_INFO, "client %llu: takes its last replies too "
+                   "slowly; dropping it", (unsigned long long)conn->id);
+        connection_kill(conn);
+    } else if (too_late(conn)) {
+        arm_timer(conn, STOP_PATIENCE_NS);
     } else {
         arm_patience(conn); /* the back end is slow, not the client */
     }
@@ -80,8 +99,21 @@ void connection_kill(Connection *conn)
 void connection_stop(Connection *conn)
 {
     conn->stopping = true;
+    conn->stop_deadline_ns = aio_clock_ns(AIO_CLOCK_MONOTONIC) +
+                             conn->thread->server->options->stop_timeout_ns;
     arm_patience(conn);
     shutdown(conn->fd, SHUT_RD); /* wakes the receiver */
+}
+
+void coroutine_fn connection_give_way(Connection *conn)
+{
+    bool corked = conn->corked;
+
+    conn->turn = 0;
+    conn->corked = false; /* receive.c, invariant 1 */
+    reply_flush(conn);
+    co_sleep_ns(0);
+    conn->corked = corked;
 }
 
 static void list_add(Connection *conn)

@@ -26,6 +26,13 @@
  *   others.  All of them in one send would let either side sleep while the
  *   other works, and to wake up costs more than a second send.
  *
+ * Turns
+ *
+ *   A client that sends as fast as it is answered could keep its receiver from
+ *   ever waiting, and the other connections of the thread, timers and the end
+ *   of the server with it.  So the receiver gives way to them after TURN bytes,
+ *   counting what comes, and for each request its length and REQUEST_COST.
+ *
  * Bounds
  *
  *   inflight counts the buffers of requests that are not answered (a reply
@@ -58,6 +65,11 @@
 
 /* What a request costs besides its buffer: mostly the pages of its stack. */
 #define REQUEST_COST ((size_t)8 << 10)
+
+/* How much a connection takes in before it gives way, where it receives... */
+#define TURN ((uint64_t)1 << 20)
+/* ... and out of what one receive has brought. */
+#define TURN_MOST (4 * TURN)
 
 /* Requests that one connection may have in flight. */
 #define REQUESTS_MAX 1024
@@ -96,6 +108,7 @@ struct Connection {
     /* Requests that are not answered. */
     unsigned n_requests;
     uint64_t inflight;        /* bytes */
+    uint64_t turn;            /* bytes since it last gave way */
     CoQueue room;             /* the receiver, waiting for fewer of them */
 
     /* Replies that are ready. */
@@ -118,6 +131,7 @@ struct Connection {
     bool dead;                /* sending has failed: drop what is ready */
     AioTimer timer;           /* handshake first, then a stuck client */
     uint64_t timer_progress;  /* progress when it was armed */
+    int64_t stop_deadline_ns; /* for the last replies, once it is stopping */
     AioBHStorage gone_bh;     /* tells the main thread */
 
     Input in;
@@ -139,6 +153,12 @@ int connection_start(ServerThread *thread, int fd, bool is_tcp, uint64_t id);
  * Receive no more, answer what has been received, and close.
  */
 void connection_stop(Connection *conn);
+
+/**
+ * Let the loop make a pass, in which the others have their turn; what is ready
+ * leaves.  The receiver.
+ */
+void coroutine_fn connection_give_way(Connection *conn);
 
 /**
  * Sending makes no sense any more: drop replies, and wake the receiver.

@@ -11,7 +11,8 @@
  *     number has not begun yet, so it covers every write that returned before
  *     the flush came.
  *   - The sync of number n begins only after started = n was set under the
- *     lock, so nobody takes ticket n after sync n has begun.
+ *     lock, so nobody takes ticket n after sync n has begun.  If it could not
+ *     begin at all, its number is that of the next one.
  *   - Syncs run one at a time, so finished >= ticket means that sync ticket,
  *     or a later one, has succeeded, and it began after the flush came.
  *
@@ -89,17 +90,20 @@ static int coroutine_fn export_sync_once(Export *export)
 {
     ExportSync *sync = &export->sync;
     uint64_t number = ++sync->started;
+    bool begun = false;
     int ret;
 
     assert(!sync->running && !sync->failed);
     sync->running = true;
     co_mutex_unlock(&sync->lock);
 
-    ret = export->ops->sync(export);
+    ret = export->ops->sync(export, &begun);
 
     co_mutex_lock(&sync->lock);
     sync->running = false;
-    if (ret < 0) {
+    if (!begun) {
+        sync->started--; /* nothing is lost: whoever comes next may try */
+    } else if (ret < 0) {
         sync->failed = true;
         log_line(LOG_LEVEL_ERROR,
                  "export %s: sync failed: %s; writes may be lost, and every "

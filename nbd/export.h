@@ -51,12 +51,15 @@ typedef struct ExportOps {
     const void *(*lend)(Export *export, uint32_t length, uint64_t offset);
     int coroutine_fn (*read)(Export *export, BufferCache *buffers, void *data,
                              uint32_t length, uint64_t offset);
+    /* How many bytes of buffers read takes for itself; NULL: none, ever. */
+    size_t (*read_needs)(Export *export, uint32_t length, uint64_t offset);
     int coroutine_fn (*write)(Export *export, BufferCache *buffers,
                               const void *data, uint32_t length,
                               uint64_t offset);
     /* Everything that was written before is on stable storage on return.
-     * NULL where storage is no more stable than this process. */
-    int coroutine_fn (*sync)(Export *export);
+     * *begun is set once the kernel was asked: a failure before that has lost
+     * nothing.  NULL where storage is no more stable than this process. */
+    int coroutine_fn (*sync)(Export *export, bool *begun);
     /* A hint: may do nothing. */
     int coroutine_fn (*trim)(Export *export, BufferCache *buffers,
                              uint32_t length, uint64_t offset);

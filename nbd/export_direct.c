@@ -74,6 +74,21 @@ static bool is_aligned(const FileExport *file, const void *data,
     return (((uintptr_t)data | length | offset) & (file->align - 1)) == 0;
 }
 
+/* The buffer that an unaligned transfer goes through: no larger than it has use
+ * for. */
+static size_t bounce_size(const FileExport *file, uint32_t length)
+{
+    size_t size = (size_t)length + 2 * (size_t)file->align;
+
+    return buffer_capacity(size < BOUNCE ? size : BOUNCE);
+}
+
+size_t direct_needs(const FileExport *file, uint32_t length, uint64_t offset)
+{
+    return is_aligned(file, NULL, length, offset) ? 0
+                                                  : bounce_size(file, length);
+}
+
 /* A piece of an unaligned transfer, and the whole blocks around it. */
 typedef struct Bounce {
     uint64_t start;   /* of the blocks */
@@ -100,6 +115,7 @@ static Bounce bounce_of(const FileExport *file, size_t length, uint64_t offset)
 int coroutine_fn direct_read(FileExport *file, BufferCache *buffers,
                              void *data, uint32_t length, uint64_t offset)
 {
+    size_t capacity = bounce_size(file, length);
     uint8_t *p = data;
     void *bounce;
     int ret = 0;
@@ -107,7 +123,7 @@ int coroutine_fn direct_read(FileExport *file, BufferCache *buffers,
     if (is_aligned(file, data, length, offset)) {
         return file_read_fully(file->fd, data, length, offset);
     }
-    bounce = buffer_get(buffers, BOUNCE);
+    bounce = buffer_get(buffers, capacity);
     if (!bounce) {
         return -ENOMEM;
     }
@@ -122,7 +138,7 @@ int coroutine_fn direct_read(FileExport *file, BufferCache *buffers,
         offset += b.piece;
         length -= (uint32_t)b.piece;
     }
-    buffer_put(buffers, bounce, BOUNCE);
+    buffer_put(buffers, bounce, capacity);
     return ret;
 }
 
@@ -169,8 +185,9 @@ int coroutine_fn direct_write(FileExport *file, BufferCache *buffers,
                               const void *data, uint32_t length,
                               uint64_t offset)
 {
+    size_t capacity = bounce_size(file, length);
     void *bounce;
-    int ret;
+    int ret = -ENOMEM;
 
     if (is_aligned(file, data, length, offset)) {
         co_rwlock_rdlock(&file->blocks);
@@ -178,13 +195,12 @@ int coroutine_fn direct_write(FileExport *file, BufferCache *buffers,
         co_rwlock_unlock(&file->blocks);
         return ret;
     }
-    bounce = buffer_get(buffers, BOUNCE);
-    if (!bounce) {
-        return -ENOMEM;
-    }
     co_rwlock_wrlock(&file->blocks);
-    ret = write_bounced(file, bounce, data, length, offset);
+    bounce = buffer_get(buffers, capacity); /* now: so there is only one */
+    if (bounce) {
+        ret = write_bounced(file, bounce, data, length, offset);
+        buffer_put(buffers, bounce, capacity);
+    }
     co_rwlock_unlock(&file->blocks);
-    buffer_put(buffers, bounce, BOUNCE);
     return ret;
 }

@@ -76,6 +76,14 @@ static int coroutine_fn file_read(Export *export, BufferCache *buffers,
     return file_read_fully(file->fd, data, length, offset);
 }
 
+static size_t file_read_needs(Export *export, uint32_t length,
+                              uint64_t offset)
+{
+    FileExport *file = file_of(export);
+
+    return file->align > 1 ? direct_needs(file, length, offset) : 0;
+}
+
 static int coroutine_fn file_write(Export *export, BufferCache *buffers,
                                    const void *data, uint32_t length,
                                    uint64_t offset)
@@ -88,16 +96,43 @@ static int coroutine_fn file_write(Export *export, BufferCache *buffers,
     return file_write_fully(file->fd, data, length, offset);
 }
 
-static int coroutine_fn file_sync(Export *export)
-{
 #ifdef COAIO_NBD_MUTANT_NO_SYNC
-    /* For the tests, which must notice. */
+/* For the tests, which must notice. */
+static int coroutine_fn file_sync(Export *export, bool *begun)
+{
     (void)export;
+    *begun = true;
     return 0;
-#else
-    return co_fdatasync(file_of(export)->fd);
-#endif
 }
+#else
+typedef struct SyncJob {
+    int fd;
+    bool begun;
+} SyncJob;
+
+static int sync_job(void *arg)
+{
+    SyncJob *job = arg;
+    int ret;
+
+    job->begun = true;
+    do {
+        ret = fdatasync(job->fd) < 0 ? -errno : 0;
+    } while (ret == -EINTR);
+    return ret;
+}
+
+/* By a worker: co_fdatasync() does not tell whether what has failed is the
+ * sync, or to find somebody who would make it. */
+static int coroutine_fn file_sync(Export *export, bool *begun)
+{
+    SyncJob job = { .fd = file_of(export)->fd };
+    int ret = co_run_in_worker(sync_job, &job);
+
+    *begun = job.begun;
+    return ret;
+}
+#endif
 
 typedef struct CacheJob {
     int fd;
@@ -129,6 +164,7 @@ static int coroutine_fn file_cache(Export *export, uint32_t length,
 static const ExportOps file_ops = {
     .close = file_close,
     .read = file_read,
+    .read_needs = file_read_needs,
     .write = file_write,
     .sync = file_sync,
     .trim = file_trim,

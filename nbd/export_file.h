@@ -54,6 +54,11 @@ int coroutine_fn direct_write(FileExport *file, BufferCache *buffers,
                               uint64_t offset);
 
 /**
+ * How many bytes of buffer direct_read() takes besides.
+ */
+size_t direct_needs(const FileExport *file, uint32_t length, uint64_t offset);
+
+/**
  * The alignment that direct I/O on fd wants, at most BUFFER_ALIGN, or 0 if
  * there is none that would do for an export of size bytes.
  */

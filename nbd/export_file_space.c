@@ -26,6 +26,10 @@
 
 #define ZERO_PIECE ((uint32_t)1 << 20)
 
+/* Never written to, and so without memory of its own: the kernel has one page
+ * of zeroes for all that is like this. */
+static _Alignas(BUFFER_ALIGN) uint8_t zeroes[ZERO_PIECE];
+
 /* What a discard is rounded to, inwards; no device has larger sectors. */
 #define DISCARD_ALIGN ((uint64_t)4096)
 
@@ -62,15 +66,8 @@ static int coroutine_fn try_fallocate(FileExport *file, int mode,
 static int coroutine_fn write_zeroes(FileExport *file, BufferCache *buffers,
                                      uint32_t length, uint64_t offset)
 {
-    size_t capacity = buffer_capacity(length < ZERO_PIECE ? length
-                                                          : ZERO_PIECE);
-    void *zeroes = buffer_get(buffers, capacity);
     int ret = 0;
 
-    if (!zeroes) {
-        return -ENOMEM;
-    }
-    memset(zeroes, 0, capacity);
     while (length > 0 && ret == 0) {
         uint32_t n = length < ZERO_PIECE ? length : ZERO_PIECE;
 
@@ -79,7 +76,6 @@ static int coroutine_fn write_zeroes(FileExport *file, BufferCache *buffers,
         length -= n;
         offset += n;
     }
-    buffer_put(buffers, zeroes, capacity);
     return ret;
 }
 

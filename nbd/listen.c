@@ -28,6 +28,9 @@
 #include "must.h"
 #include "size.h"
 
+/* For the lock of a directory, 10 ms each. */
+#define LOCK_TRIES 100
+
 #define PASSED_FIRST 3
 #define PASSED_MAX   1024
 
@@ -117,6 +120,15 @@ static bool try_again(int ret, unsigned *tries)
     return true;
 }
 
+static const char *why_in_use(const char *path)
+{
+    struct stat st;
+
+    return lstat(path, &st) == 0 && !S_ISSOCK(st.st_mode)
+               ? "there is a file that is no socket"
+               : "it is in use";
+}
+
 /* Whether the socket file of sun has no server any more. */
 static bool is_stale(const struct sockaddr_un *sun)
 {
@@ -158,15 +170,23 @@ static int bind_unix(int fd, const struct sockaddr_un *sun)
     return listen(fd, SOMAXCONN) < 0 ? -errno : 0;
 }
 
-/* Locks the directory of path; returns a descriptor to close, or -1. */
+/*
+ * Locks the directory of path against another server that replaces the same
+ * stale socket.  Returns a descriptor to close, or -1.  Best effort: anybody
+ * who may read the directory may hold its lock for as long as he likes.
+ */
 static int lock_directory(const char *path)
 {
+    struct timespec pause = { .tv_nsec = 10000000 };
     char *copy = must(strdup(path));
     int fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
     free(copy);
-    if (fd >= 0) {
-        flock(fd, LOCK_EX); /* best effort */
+    for (int i = 0; fd >= 0 && i < LOCK_TRIES; i++) {
+        if (flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) {
+            break;
+        }
+        nanosleep(&pause, NULL);
     }
     return fd;
 }
@@ -204,7 +224,7 @@ static bool open_unix(Listeners *listeners, const char *path)
         }
     } else {
         log_line(LOG_LEVEL_ERROR, "cannot listen on %s: %s", path,
-                 ret == -EADDRINUSE ? "it is in use" : strerror(-ret));
+                 ret == -EADDRINUSE ? why_in_use(path) : strerror(-ret));
         close(fd);
     }
     if (lock >= 0) {

@@ -107,11 +107,13 @@ static void log_uris(const Listeners *listeners)
 static int serve(const Options *options, unsigned n_passed)
 {
     AioContext *context = aio_context_main();
+    const char *engine = getenv("COAIO_ENGINE");
     Server server;
     int status = EXIT_FAILURE;
 
     if (!context) {
-        log_line(LOG_LEVEL_ERROR, "cannot make an event loop");
+        log_line(LOG_LEVEL_ERROR, "cannot make an event loop%s%s",
+                 engine ? " with COAIO_ENGINE=" : "", engine ? engine : "");
         return EXIT_FAILURE;
     }
     aio_install_overflow_handler();

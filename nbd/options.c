@@ -22,9 +22,11 @@
 #define DEFAULT_CONNECTIONS 1024
 #define DEFAULT_INFLIGHT    (UINT64_C(64) << 20)
 #define DEFAULT_HANDSHAKE   10
+#define DEFAULT_STOP        30
 #define MAX_THREADS         256
 #define MAX_CONNECTIONS     1000000
 #define MAX_HANDSHAKE       86400
+#define MAX_STOP            86400
 #define DEFAULT_BUSY_POLL   50
 #define MAX_BUSY_POLL       1000000
 #define NS_PER_US           INT64_C(1000)
@@ -40,6 +42,7 @@ enum {
     OPT_MAX_CONNECTIONS,
     OPT_MAX_INFLIGHT,
     OPT_HANDSHAKE_TIMEOUT,
+    OPT_STOP_TIMEOUT,
     OPT_PID_FILE,
     OPT_LOG_LEVEL,
     OPT_DIRECT,
@@ -57,6 +60,7 @@ static const struct option long_options[] = {
     { "max-connections", required_argument, NULL, OPT_MAX_CONNECTIONS },
     { "max-inflight", required_argument, NULL, OPT_MAX_INFLIGHT },
     { "handshake-timeout", required_argument, NULL, OPT_HANDSHAKE_TIMEOUT },
+    { "stop-timeout", required_argument, NULL, OPT_STOP_TIMEOUT },
     { "pid-file", required_argument, NULL, OPT_PID_FILE },
     { "log-level", required_argument, NULL, OPT_LOG_LEVEL },
     { "direct", no_argument, NULL, OPT_DIRECT },
@@ -85,6 +89,8 @@ static const char help_text[] =
     "  --max-inflight BYTES      memory for the requests of one connection\n"
     "                            that are not answered yet (64M)\n"
     "  --handshake-timeout SECS  drop clients that negotiate for longer (10)\n"
+    "  --stop-timeout SECS       drop clients that take longer for their last\n"
+    "                            replies when the server stops (30)\n"
     "  --pid-file PATH           write the process number there when ready\n"
     "  --log-level LEVEL         error, warning, info (default) or debug\n"
     "  --direct                  bypass the page cache where that can be had\n"
@@ -266,6 +272,10 @@ static OptionsResult parse_limit(Options *options, int c, const char *arg)
         result = parse_number("handshake-timeout", arg, 1, MAX_HANDSHAKE, &n);
         options->handshake_timeout_ns = (int64_t)n * NS_PER_SECOND;
         return result;
+    case OPT_STOP_TIMEOUT:
+        result = parse_number("stop-timeout", arg, 1, MAX_STOP, &n);
+        options->stop_timeout_ns = (int64_t)n * NS_PER_SECOND;
+        return result;
     default:
         if (!size_parse(arg, &options->max_inflight) ||
             options->max_inflight == 0) {
@@ -357,6 +367,7 @@ OptionsResult options_parse(Options *options, int argc, char **argv,
     options->max_connections = DEFAULT_CONNECTIONS;
     options->max_inflight = DEFAULT_INFLIGHT;
     options->handshake_timeout_ns = DEFAULT_HANDSHAKE * NS_PER_SECOND;
+    options->stop_timeout_ns = DEFAULT_STOP * NS_PER_SECOND;
     options->log_level = LOG_LEVEL_INFO;
 
     while ((c = getopt_long(argc, argv, ":", long_options, NULL)) != -1) {

@@ -46,6 +46,7 @@ typedef struct Options {
     size_t max_connections;
     uint64_t max_inflight;        /* bytes a connection */
     int64_t handshake_timeout_ns;
+    int64_t stop_timeout_ns;      /* for the last replies */
     LogLevel log_level;
     bool direct;
 } Options;

@@ -162,6 +162,9 @@ static size_t coroutine_fn receive(Connection *conn, struct iovec *iov, int n)
         return 0;
     }
     note_depth(conn);
+    if (conn->turn >= TURN) {
+        connection_give_way(conn);
+    }
     conn->corked = false; /* invariant 1 */
     reply_flush(conn);
     if (conn->in.large && iov->iov_base == conn->in.data) {
@@ -176,7 +179,11 @@ static size_t coroutine_fn receive(Connection *conn, struct iovec *iov, int n)
         log_client(LOG_LEVEL_DEBUG, "client %llu: receiving: %s",
                    (unsigned long long)conn->id, strerror((int)-got));
     }
-    return got > 0 ? (size_t)got : 0;
+    if (got <= 0) {
+        return 0;
+    }
+    conn->turn += (uint64_t)got;
+    return (size_t)got;
 }
 
 /* Receives something into the buffer. */

@@ -174,6 +174,18 @@ size_t request_buffer_size(const Request *req)
     }
 }
 
+size_t request_charge(const Request *req)
+{
+    Export *export = req->conn->export;
+    size_t charge = REQUEST_COST + req->capacity;
+
+    if (req->type == NBD_CMD_READ && req->capacity > 0 &&
+        export->ops->read_needs) {
+        charge += export->ops->read_needs(export, req->length, req->offset);
+    }
+    return charge;
+}
+
 /* What an errno value is called on the wire. */
 static uint32_t wire_error(int ret)
 {
@@ -183,6 +195,7 @@ static uint32_t wire_error(int ret)
     case EROFS:
         return NBD_EPERM;
     case ENOMEM:
+    case EAGAIN: /* no worker to be had */
         return NBD_ENOMEM;
     case EINVAL:
         return NBD_EINVAL;

@@ -78,6 +78,12 @@ bool request_borrow(Request *req);
 size_t request_buffer_size(const Request *req);
 
 /**
+ * What it counts in the bytes in flight, with the capacity of its buffer
+ * known: that, REQUEST_COST, and what the export takes for itself.
+ */
+size_t request_charge(const Request *req);
+
+/**
  * Run it, in a coroutine of its own.  It may be over on return.
  */
 void coroutine_fn request_start(Request *req);

@@ -35,6 +35,7 @@ static void coroutine_fn admit(Connection *conn, Request *req, size_t charge)
         conn->corked = true;
     }
     req->charge = charge;
+    conn->turn += REQUEST_COST + req->length; /* what it may make us do */
     conn->inflight += charge;
     conn->n_requests++;
 }
@@ -48,7 +49,7 @@ static uint32_t coroutine_fn provide(Connection *conn, Request *req,
     size_t size = error || request_borrow(req) ? 0 : request_buffer_size(req);
 
     req->capacity = size ? buffer_capacity(size) : 0;
-    admit(conn, req, REQUEST_COST + req->capacity);
+    admit(conn, req, request_charge(req));
     if (size == 0) {
         return error;
     }
@@ -111,6 +112,9 @@ void coroutine_fn transmission_run(Connection *conn)
     const uint8_t *header;
 
     do {
+        if (conn->turn >= TURN_MOST) {
+            connection_give_way(conn);
+        }
         header = input_need(conn, NBD_REQUEST_SIZE);
         if (!header) {
             return;

@@ -18,6 +18,10 @@
  * readiness (a socket, a pipe); a second one waits its turn, in order.  Files
  * have no such limit.  A buffer belongs to the call until it returns.
  *
+ * A call that finds what it asks for does not suspend.  Who may always find
+ * something (a server whose client sends without end) calls co_sleep_ns(0) from
+ * time to time, or nobody else has his turn.
+ *
  * Which way a transfer takes (readiness, the calling thread at once, a worker
  * thread) is the library's choice: it learns for each file whether it can
  * answer without blocking.  Without a context, i.e. in a coroutine without a

@@ -82,6 +82,19 @@ def flushes_that_wait_for_a_failing_sync_fail(box):
 
 
 @case
+def a_sync_that_could_not_begin_has_lost_nothing(box):
+    """There is no thread to be had that would make it, for a while."""
+    server, shim = failing_server(box)
+    client = ready(box, server)
+    shim.fail_threads(errno.EAGAIN)
+    eq(client.flush(), nbd.ENOMEM, "FLUSH")
+    eq(shim.calls(Shim.SYNC), 0, "syncs")
+    shim.fail_threads(0)
+    eq(client.flush(), nbd.OK, "FLUSH")
+    eq(client.write(0, pattern(512), nbd.FLAG_FUA), nbd.OK, "WRITE with FUA")
+
+
+@case
 def another_export_is_not_concerned(box):
     """The mark belongs to one export."""
     shim = box.shim()

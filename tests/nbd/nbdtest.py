@@ -609,7 +609,8 @@ class Shim:
     READ, WRITE, SYNC, ALLOCATE = range(4)
     LAYOUT = {"error": 0, "shut": 16, "held": 32, "calls": 48}
     LOW, HIGH, MOST_FILE, MOST_SOCKET, INTERRUPT = 64, 72, 80, 84, 88
-    SIZE = 96
+    NO_THREADS = 96
+    SIZE = 104
 
     def __init__(self, box, record=False, record_size=256 * MIB):
         self.control_path = box.path(f"shim{id(self)}.control")
@@ -655,6 +656,9 @@ class Shim:
 
     def fail(self, kind, error):
         self.put("error", kind, error)
+
+    def fail_threads(self, error):
+        struct.pack_into("=I", self.map, self.NO_THREADS, error)
 
     def calls(self, kind):
         return self.get("calls", kind)

@@ -49,7 +49,7 @@ def help_and_version(_box):
     eq((code, err), (0, ""), "status and stderr of --help")
     for option in ("unix", "tcp", "export", "default-export", "threads",
                    "busy-poll", "max-connections", "max-inflight",
-                   "handshake-timeout",
+                   "handshake-timeout", "stop-timeout",
                    "pid-file", "log-level", "direct", "help", "version"):
         assert f"--{option}" in out, f"--{option} is not in the help"
     assert all(len(line) <= 80 for line in out.splitlines()), "long lines"
@@ -116,7 +116,8 @@ def sizes_that_do_not_parse(box):
 @case
 def numbers_that_do_not_parse(box):
     listen = ["--unix", box.path("x.sock")]
-    for option in "threads", "max-connections", "handshake-timeout":
+    for option in ("threads", "max-connections", "handshake-timeout",
+                   "stop-timeout"):
         for number in ("", "0", "-1", "x", "1x", " 1", "1.5", "0x10",
                        "4294967297", "99999999999999999999"):
             check_refused(2, f"--{option}", *listen, *EXPORT, f"--{option}",

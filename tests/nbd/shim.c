@@ -23,6 +23,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -80,6 +81,7 @@ typedef struct Control {
     atomic_uint most_socket;      /* the same for sockets */
     atomic_uint interrupt;        /* each n-th call gives EINTR; 0: none */
     atomic_uint countdown;
+    atomic_uint no_threads; /* errno value that starting one fails with */
 } Control;
 
 typedef struct Log {
@@ -642,4 +644,16 @@ EXPORT ssize_t writev(int fd, const struct iovec *iov, int count)
 EXPORT ssize_t readv(int fd, const struct iovec *iov, int count)
 {
     return plain(real_read, KIND_RECEIVE, fd, iov, count, 0);
+}
+
+/*
+ * Threads.
+ */
+
+EXPORT int pthread_create(pthread_t *thread, const pthread_attr_t *attr,
+                          void *(*run)(void *), void *arg)
+{
+    unsigned error = atomic_load(&control->no_threads);
+
+    return error ? (int)error : REAL(pthread_create)(thread, attr, run, arg);
 }

@@ -7,9 +7,10 @@ clients at once, remove the sockets, exit 0.
 
 import os
 import signal
+import time
 
 import nbdclient as nbd
-from nbdtest import (MIB, Shim, case, connect, eq, main, need_disk, pattern,
+from nbdtest import (KIB, MIB, Shim, case, connect, eq, main, need_disk, pattern,
                      wait_until)
 
 
@@ -134,6 +135,23 @@ def a_client_that_never_reads_does_not_hold_the_server_up(box):
     # The replies have begun to leave.
     client.fill()
     server.stop()
+
+
+@case
+def a_client_that_reads_slowly_is_dropped_in_time(box):
+    """It takes some of its replies, again and again."""
+    server = box.disk_server(options=["--stop-timeout", 1])
+    client = box.closing(nbd.Client(server.address()).ready())
+    client.send(b"".join(client.pack(nbd.CMD_READ, 0, 32 * MIB)
+                         for _ in range(200)))
+    client.fill()
+    server.process.send_signal(signal.SIGTERM)
+    taken = 0
+    while server.process.poll() is None:
+        taken += len(client.sock.recv(4 * KIB))
+        time.sleep(0.01)
+    server.wait()
+    assert taken < 200 * 32 * MIB, "it took everything"
 
 
 @case

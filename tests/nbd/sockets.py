@@ -7,6 +7,7 @@ is left after kill -9.
 """
 
 import ctypes
+import fcntl
 import os
 import signal
 import socket
@@ -73,6 +74,17 @@ def a_stale_socket_is_replaced(box):
 
 
 @case
+def somebody_elses_lock_of_the_directory_keeps_nobody_waiting(box):
+    server = box.unstarted("disk=memory:1M")
+    folder = os.open(os.path.dirname(server.unix), os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_SH)
+    server.start()
+    check_served(server)
+    os.close(folder)
+    server.stop()
+
+
+@case
 def a_live_socket_is_left_alone(box):
     server = box.disk_server()
     second = box.unstarted("other=memory:1M")
@@ -108,7 +120,8 @@ def a_file_that_is_no_socket_is_left_alone(box):
     server = box.unstarted("disk=memory:1M")
     with open(server.unix, "w") as file:
         file.write("precious")
-    assert server.unix in failing(server), server.output()
+    line = failing(server)
+    assert server.unix in line and "no socket" in line, line
     with open(server.unix) as file:
         eq(file.read(), "precious", "contents")
 

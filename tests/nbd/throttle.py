@@ -7,9 +7,13 @@ clients are served as before.
 """
 
 import contextlib
+import subprocess
+import sys
+import time
 
 import nbdclient as nbd
-from nbdtest import (KIB, MIB, Skip, case, eq, is_instrumented, main, pattern)
+from nbdtest import (KIB, MIB, Skip, case, eq, is_instrumented, main, pattern,
+                     seconds)
 
 INFLIGHT = 4 * MIB
 # What the server may use besides, however many requests there are: caches,
@@ -124,6 +128,84 @@ def refused_writes(box):
     """The payload of each is skipped, not kept."""
     check_bounded(box, packed(nbd.CMD_WRITE, 1, 33 * MIB, bytes(33 * MIB)),
                   must_block=False, most=8)
+
+
+@case
+def zeroes_that_are_written(box):
+    """A memory file system has no command for zeroes without a hole."""
+    image = box.image(size=64 * MIB, at=box.memory_dir())
+    server = box.server(f"disk={image}",
+                        options=["--max-inflight", INFLIGHT])
+    with nbd.Client(server.address()) as client:
+        client.ready("disk")
+        before = server.peak_rss()
+        client.send(b"".join(client.pack(nbd.CMD_WRITE_ZEROES, i % 32 * MIB,
+                                         MIB, nbd.FLAG_NO_HOLE)
+                             for i in range(500)))
+        for reply in client.collect().values():
+            eq(reply.error, nbd.OK, "WRITE_ZEROES")
+        if not is_instrumented():
+            grown = server.peak_rss() - before
+            assert grown < INFLIGHT + BESIDES, f"{grown // KIB} KiB more"
+        client.disconnect()
+
+
+FLOOD = """
+import socket, sys, threading
+sock = socket.socket(fileno=int(sys.argv[1]))
+sock.setblocking(True)
+requests = sys.stdin.buffer.read()
+def take():
+    while sock.recv(1 << 20):
+        pass
+threading.Thread(target=take, daemon=True).start()
+while True:
+    sock.sendall(requests)
+"""
+
+
+def flood(box, client, requests):
+    """A process that sends them again and again and reads what comes."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", FLOOD, str(client.sock.fileno())],
+        stdin=subprocess.PIPE, pass_fds=[client.sock.fileno()])
+
+    def end():
+        process.kill()
+        process.wait()
+    box.stack.callback(end)
+    process.stdin.write(requests)
+    process.stdin.close()
+
+
+def check_flooded(box, export, times, command, length, flags=0):
+    """
+    A client that sends as fast as it is answered; another one of the same
+    thread has its turn all the same, in a time that is long for that and short
+    for waiting until the first has nothing more to say, once for each request.
+    """
+    server = box.server(f"disk={export}", options=["--threads", 1])
+    greedy = box.closing(nbd.Client(server.address()).ready("disk", False))
+    other = box.closing(nbd.Client(server.address()).ready("disk"))
+    flood(box, greedy, b"".join(nbd.pack_request(
+        command, i, 0, length, flags=flags) for i in range(4000)))
+    deadline = time.monotonic() + seconds(30)
+    for i in range(times):
+        eq(len(other.read(i * 512, 512)), 512, "length")
+        assert time.monotonic() < deadline, f"only {i} requests"
+    server.stop()
+
+
+@case
+def a_flood_of_what_takes_long(box):
+    check_flooded(box, "memory:1M", 200, nbd.CMD_WRITE_ZEROES, MIB,
+                  nbd.FLAG_NO_HOLE)
+
+
+@case
+def a_flood_of_reads(box):
+    check_flooded(box, "null:1M", 1000, nbd.CMD_READ, 1)
+    check_flooded(box, box.image(size=MIB), 1000, nbd.CMD_READ, 1)
 
 
 @case
