@@ -19,6 +19,7 @@
 #include <coaio/context.h>
 #include <errno.h>
 #include <stdbool.h>
+#include <stdlib.h>
 
 #define ON_EACH_ENGINE(name)                                                  \
     static void name(const char *engine);                                     \
@@ -45,6 +46,13 @@ static inline bool uring_works(void)
 
     aio_context_unref(ctx);
     return ret != -ENOSYS;
+}
+
+/* The case is about what io_uring does unless told otherwise. */
+static inline void as_usual_on_uring(void)
+{
+    unsetenv("COAIO_URING_WITHOUT");
+    unsetenv("COAIO_URING_WITH");
 }
 
 /* From how many reports in a pass on io_uring receives (0: always). */

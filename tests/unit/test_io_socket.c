@@ -176,9 +176,11 @@ ON_EACH_ENGINE(sending_to_nobody_is_epipe)
     close(fds[1]);
     peer = peer_of(fds[0]);
     go(send_once, &peer);
+    go_until(ctx, &peer.done);
     CHECK_EQ(peer.result, -EPIPE);
     peer = peer_of(fds[0]);
     go(write_once, &peer);
+    go_until(ctx, &peer.done);
     CHECK_EQ(peer.result, -EPIPE);
     close(fds[0]);
     go_end(ctx);
@@ -198,7 +200,7 @@ ON_EACH_ENGINE(nothing_to_transfer_is_not_waited_for)
     CHECK_EQ(peer.result, 0);
     peer.done = false;
     go(write_once, &peer);
-    CHECK(peer.done);
+    go_until(ctx, &peer.done);
     CHECK_EQ(peer.result, 0);
     close_pair(fds);
     go_end(ctx);

@@ -29,7 +29,7 @@ static AioContext *ctx;
 
 static void begin(void)
 {
-    unsetenv("COAIO_URING_WITHOUT");
+    as_usual_on_uring();
     needs_uring();
     ctx = go_begin("uring");
 }
@@ -564,7 +564,7 @@ static void end_reads(void)
 
 TEST(many_reads_of_a_pass_are_one_call_where_calls_are_dear)
 {
-    unsetenv("COAIO_URING_WITHOUT");
+    as_usual_on_uring();
     begin_reads(0);
     for (int round = 0; round < 3; round++) {
         CHECK(calls_of_reads(READS) <= 4); /* what the number is, and sleeps */
@@ -582,7 +582,7 @@ TEST(many_reads_of_a_pass_are_one_call_where_calls_are_dear)
 
 TEST(a_few_reads_are_calls_of_their_own)
 {
-    unsetenv("COAIO_URING_WITHOUT");
+    as_usual_on_uring();
     begin_reads(0);
     calls_of_reads(4);
     CHECK(calls_of_reads(4) >= 4);
@@ -595,7 +595,7 @@ TEST(a_few_reads_are_calls_of_their_own)
 
 TEST(where_calls_are_cheap_each_read_is_one)
 {
-    unsetenv("COAIO_URING_WITHOUT");
+    as_usual_on_uring();
     begin_reads(INT64_MAX);
     CHECK(calls_of_reads(READS) >= READS);
     end_reads();
@@ -614,7 +614,7 @@ TEST(many_reads_of_what_has_become_a_pipe_fail)
 {
     int ends[2];
 
-    unsetenv("COAIO_URING_WITHOUT");
+    as_usual_on_uring();
     begin_reads(0);
     CHECK(calls_of_reads(READS) < READS);
     CHECK_EQ(pipe2(ends, O_CLOEXEC | O_NONBLOCK), 0);

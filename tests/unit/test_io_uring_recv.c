@@ -59,7 +59,7 @@ static void coroutine_fn close_it(void *opaque)
 
 static void begin(void)
 {
-    unsetenv("COAIO_URING_WITHOUT");
+    as_usual_on_uring();
     needs_uring();
     ctx = go_begin("uring");
 }

@@ -164,7 +164,7 @@ static void needs_counts(void)
     if (os_in_valgrind()) {
         SKIP("in Valgrind a sleep takes two calls more");
     }
-    unsetenv("COAIO_URING_WITHOUT");
+    as_usual_on_uring();
 }
 
 static void check_few_calls(ssize_t (*way)(int fd, char *buf))
@@ -334,7 +334,7 @@ TEST(co_close_takes_back_what_has_not_been_sent)
 {
     int fds[2 * SENDS];
 
-    unsetenv("COAIO_URING_WITHOUT");
+    as_usual_on_uring();
     begin(0);
     reset_sends(SENDS);
     aio_bh_schedule_oneshot(ctx, close_in_the_same_pass, fds);
@@ -390,7 +390,7 @@ TEST(on_one_socket_they_keep_their_order)
     char buf[2 * SENDS * SIZE];
     int fds[SENDS];
 
-    unsetenv("COAIO_URING_WITHOUT");
+    as_usual_on_uring();
     begin(0);
     for (int i = 1; i < SENDS; i++) {
         fds[i] = sends[i].fd;

@@ -261,7 +261,7 @@ TEST(auto_is_io_uring_where_that_works)
     AioContextOptions options = {.size = sizeof(options), .engine = "auto"};
 
     needs_best_uring();
-    unsetenv("COAIO_URING_WITHOUT");
+    as_usual_on_uring();
     unsetenv("COAIO_ENGINE");
     ctx = context_on(NULL);
     CHECK_STR(aio_context_engine(ctx), "uring");
@@ -292,7 +292,7 @@ static void check_auto_refused(const char *wish, int call, int error,
     int saved[2];
 
     needs_uring();
-    unsetenv("COAIO_URING_WITHOUT");
+    as_usual_on_uring();
     CHECK_EQ(setenv("COAIO_ENGINE", wish, 1), 0);
     refuse(call, error);
     capture(saved);
@@ -337,7 +337,7 @@ TEST(one_ring_that_fails_concerns_one_context)
     int saved[2];
 
     needs_best_uring();
-    unsetenv("COAIO_URING_WITHOUT");
+    as_usual_on_uring();
     CHECK_EQ(setenv("COAIO_ENGINE", "auto", 1), 0);
     os_fault_arm(2, ENOMEM, "io_uring_setup");
     capture(saved);
@@ -363,7 +363,7 @@ TEST(where_it_is_forbidden_later_another_takes_its_place)
 
     for (int used = 0; used < n; used++) {
         needs_best_uring();
-        unsetenv("COAIO_URING_WITHOUT");
+        as_usual_on_uring();
         CHECK_EQ(setenv("COAIO_ENGINE", "auto", 1), 0);
         ctx = context_on(NULL);
         CHECK_STR(aio_context_engine(ctx), "uring");
@@ -523,7 +523,7 @@ static void check_one_call_a_pass(unsigned calls)
 
 TEST(one_pass_is_one_system_call_however_many_receive)
 {
-    unsetenv("COAIO_URING_WITHOUT");
+    as_usual_on_uring();
     check_one_call_a_pass(0);
 }
 
@@ -553,7 +553,7 @@ TEST(it_receives_where_more_than_one_has_something)
     if (os_in_valgrind()) {
         SKIP("in Valgrind a sleep takes two calls more");
     }
-    unsetenv("COAIO_URING_WITHOUT");
+    as_usual_on_uring();
     begin();
     uring_receives_from(2);
     for (int i = 0; i < 2; i++) {
@@ -590,7 +590,7 @@ TEST(looking_in_vain_costs_no_system_call)
     uint64_t before;
     int fds[2];
 
-    unsetenv("COAIO_URING_WITHOUT");
+    as_usual_on_uring();
     begin();
     open_pair(fds);
     watch(fds[0], nothing, NULL, NULL);

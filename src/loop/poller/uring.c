@@ -94,6 +94,7 @@ static int64_t dear_ns = 400; /* atomic, for tests */
 
 /* So many calls in a pass are many. */
 #define MANY_CALLS 8
+#define NEVER_MANY UINT_MAX
 
 /* A descriptor. */
 typedef struct Watch {
@@ -111,7 +112,7 @@ typedef struct Demand {
     uint64_t pass;   /* AioContext.pass of the last one */
     unsigned calls;  /* in that pass */
     unsigned before; /* and in the last one before it with any */
-    bool better;     /* many are better made by the ring; constant */
+    unsigned many;   /* from so many on the ring makes them; constant */
 } Demand;
 
 typedef struct UringState {
@@ -122,6 +123,7 @@ typedef struct UringState {
     int reported;  /* likewise: by the last wait() that reported something */
     Demand reads;  /* likewise: for which prefers() was asked */
     Demand sends;  /* likewise */
+    bool receives; /* constant: always, not only in a crowd */
 
     OsMutex lock;   /* of all below; taken after that of the fd table */
     Watch *watches; /* by descriptor */
@@ -146,11 +148,29 @@ static uint64_t poll_data(int fd, uint32_t serial)
 
 /* --- life -----------------------------------------------------------------*/
 
-static bool to_be_avoided(const char *feature)
+static bool named(const char *variable, const char *feature)
 {
-    const char *names = os_getenv("COAIO_URING_WITHOUT");
+    const char *names = os_getenv(variable);
 
     return names && strstr(names, feature);
+}
+
+static bool to_be_avoided(const char *feature)
+{
+    return named("COAIO_URING_WITHOUT", feature);
+}
+
+/* From how many calls in a pass on the ring makes those of a kind, given
+ * whether system calls are dear. */
+static unsigned many_of(const char *feature, bool dear)
+{
+    if (to_be_avoided(feature)) {
+        return NEVER_MANY;
+    }
+    if (named("COAIO_URING_WITH", feature)) {
+        return 0;
+    }
+    return dear ? MANY_CALLS : NEVER_MANY;
 }
 
 static unsigned features_to_avoid(void)
@@ -179,8 +199,9 @@ static int open_uring(AioContext *ctx)
         return ret;
     }
     dear = os_uring_enter_ns(state->ring) >= load_relaxed(&dear_ns);
-    state->reads.better = dear && !to_be_avoided("reads");
-    state->sends.better = dear && !to_be_avoided("sends");
+    state->reads.many = many_of("reads", dear);
+    state->sends.many = many_of("sends", dear);
+    state->receives = named("COAIO_URING_WITH", "sockets");
     os_mutex_init(&state->lock);
     state->first = NONE;
     ctx->poller.state = state;
@@ -608,7 +629,7 @@ static bool takes_uring(AioContext *ctx, OsUringCall call)
 {
     const UringState *state = ctx->poller.state;
 
-    if (os_uring_call_of_socket(call) &&
+    if (os_uring_call_of_socket(call) && !state->receives &&
         (unsigned)state->reported < load_relaxed(&crowd)) {
         return false;
     }
@@ -627,8 +648,7 @@ static bool prefers_uring(AioContext *ctx, OsUringCall call)
         demand->calls = 0;
     }
     demand->calls++;
-    return demand->better && demand->before >= MANY_CALLS &&
-           takes_uring(ctx, call);
+    return demand->before >= demand->many && takes_uring(ctx, call);
 }
 
 #ifdef COAIO_TESTING
