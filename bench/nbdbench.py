@@ -9,8 +9,9 @@ listen on UNIX sockets in a private folder and on ports of 127.0.0.1, and end
 with the run, as the images do.
 
 CPU time is user and system time of the server's process, its threads and its
-children, from before the load generator starts until after it has ended,
-over all requests that it made (of copies: over 4 KiB).
+children, from before the first request until after the last reply, while the
+load generator waits (of copies: of all that nbdcopy does), over all requests
+(of copies: over 4 KiB).
 
 System calls a request are counted apart, once for each server, by strace over
 a fixed number of requests: they do not depend on time, which strace distorts.
@@ -25,6 +26,7 @@ import statistics
 import struct
 import subprocess
 import tempfile
+import threading
 import time
 
 from nbdservers import KINDS, cpu_seconds
@@ -33,6 +35,7 @@ IMAGE_BYTES = 1 << 30
 SMALL_BYTES = 256 << 20
 STRIDE = 4096
 TRACED_REQUESTS = 6400
+LOAD_TIMEOUT = 120
 
 ENGINES = 'coaio-nbd-epoll coaio-nbd-uring'
 OURS = 'coaio-nbd ' + ENGINES
@@ -182,6 +185,31 @@ def count_of(trace):
     return None
 
 
+def stepped(command, at_step):
+    """What nbdload prints.  at_step() is called before its first request and
+    after the last reply, while it waits."""
+    with subprocess.Popen([*command, '--step'], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True) as load:
+        watchdog = threading.Timer(LOAD_TIMEOUT, load.kill)
+        watchdog.start()
+        try:
+            for step in 'ready', 'done':
+                line = load.stderr.readline()
+                if line != f'{step}\n':
+                    break
+                at_step()
+                load.stdin.write('\n')
+                load.stdin.flush()
+            out, errors = load.communicate()
+        finally:
+            watchdog.cancel()
+    if load.returncode:
+        raise RuntimeError((line + errors).strip()
+                           or f'nbdload: exit status {load.returncode}')
+    return json.loads(out)
+
+
 class Servers:
     """All servers, as a context manager that leaves nothing behind."""
 
@@ -274,16 +302,12 @@ class Servers:
         return [self.servers[name, case.medium] for name in case.servers
                 if (name, case.medium) in self.servers]
 
-    def nbdload(self, server, case, *options):
+    def nbdload(self, server, case, *options, at_step=lambda: None):
         command = [os.path.join(self.build, 'bench', 'nbdload'),
                    *server.load[case.transport], *options]
         if server.stamped and case.medium != 'null':
             command.append('--stamped')
-        done = subprocess.run(command, capture_output=True, text=True,
-                              timeout=120)
-        if done.returncode:
-            raise RuntimeError(done.stderr.strip())
-        return json.loads(done.stdout)
+        return stepped(command, at_step)
 
     def serve(self, server, case):
         if server.serve(case.transport) and case.medium == 'memory':
@@ -292,11 +316,17 @@ class Servers:
                          str(server.size // 131072))
 
     def load(self, server, case):
+        cpu = []
+        pid = server.pids[case.transport]
         seconds, warmup = ('0.15', '0.05') if self.quick else ('0.25', '0.05')
         answer = self.nbdload(server, case, *case.load, '--seconds', seconds,
-                              '--warmup', warmup)
+                              '--warmup', warmup,
+                              at_step=lambda: cpu.append(cpu_seconds(pid)))
+        time.sleep(0.03)        # connections end, while nothing is measured
         latency = answer['latency_us']
-        return answer['total_requests'], {
+        return {
+            'cpu_per_million': (cpu[1] - cpu[0]) / answer['total_requests']
+            * 1e6,
             'per_second': answer['per_second'],
             'mb_per_second': answer['mb_per_second'],
             'client_cpu_per_million': answer['client']['cpu_seconds']
@@ -307,6 +337,8 @@ class Servers:
 
     def copy(self, server, case):
         uri = server.uri[case.transport]
+        pid = server.pids[case.transport]
+        cpu = cpu_seconds(pid)
         ends = ([uri, 'null:'] if case.load == ['from']
                 else [server.image, uri])
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -317,8 +349,10 @@ class Servers:
         now = resource.getrusage(resource.RUSAGE_CHILDREN)
         if done.returncode:
             raise RuntimeError(done.stderr.strip())
+        time.sleep(0.03)        # a child for the connection ends
         requests = server.size / STRIDE
-        return requests, {
+        return {
+            'cpu_per_million': (cpu_seconds(pid) - cpu) / requests * 1e6,
             'per_second': requests / seconds,
             'mb_per_second': server.size / 1e6 / seconds,
             'client_cpu_per_million': (now.ru_utime + now.ru_stime
@@ -328,13 +362,7 @@ class Servers:
 
     def measure(self, server, case):
         self.serve(server, case)
-        pid = server.pids[case.transport]
-        before = cpu_seconds(pid)
-        requests, result = (self.copy if case.copies else self.load)(server,
-                                                                     case)
-        time.sleep(0.03)        # a child for the connection ends
-        cpu = cpu_seconds(pid) - before
-        result['cpu_per_million'] = cpu / requests * 1e6
+        result = (self.copy if case.copies else self.load)(server, case)
         if case.medium == 'disk' and 'write' in case.load:
             sync(server.image)  # not while the next one is measured
         return result

@@ -77,6 +77,7 @@ typedef struct Options {
     bool sequential;
     bool structured;
     bool stamped;
+    bool step;
     double seconds;
     double warmup;
     uint64_t requests;      /* 0: until the time is over */
@@ -583,6 +584,19 @@ static uint64_t turn(Connection *all, uint64_t now)
     return now;
 }
 
+/* Say where we are, and go on when stdin brings a line, or its end. */
+static void step(const char *where)
+{
+    int c;
+
+    if (load.options.step) {
+        fprintf(stderr, "%s\n", where);
+        do {
+            c = getchar();
+        } while (c != '\n' && c != EOF);
+    }
+}
+
 /* Returns the measured time in nanoseconds. */
 static uint64_t run(Connection *all)
 {
@@ -680,7 +694,10 @@ static const char usage_text[] =
     "  --seed N                of the offsets (1)\n"
     "  --structured            negotiate structured replies\n"
     "  --stamped               each 4096 bytes of the image begin with their\n"
-    "                          own offset (64 bits, big-endian): check it\n";
+    "                          own offset (64 bits, big-endian): check it\n"
+    "  --step                  say \"ready\" on stderr before the first\n"
+    "                          request, \"done\" after the last reply; go on\n"
+    "                          when stdin brings a line\n";
 
 static void __attribute__((noreturn)) usage(const char *why)
 {
@@ -764,6 +781,7 @@ static void parse_option(Options *o, int option, const char *value)
     case 'r': o->seed = number(value, 0, UINT64_MAX); break;
     case 'T': o->structured = true; break;
     case 'P': o->stamped = true; break;
+    case 'W': o->step = true; break;
     case 'h':
         fputs(usage_text, stdout);
         exit(0);
@@ -781,7 +799,8 @@ static void parse_options(int argc, char **argv)
         {"seconds", 1, NULL, 'S'},    {"warmup", 1, NULL, 'w'},
         {"requests", 1, NULL, 'n'},   {"seed", 1, NULL, 'r'},
         {"structured", 0, NULL, 'T'}, {"stamped", 0, NULL, 'P'},
-        {"help", 0, NULL, 'h'},       {NULL, 0, NULL, 0},
+        {"step", 0, NULL, 'W'},       {"help", 0, NULL, 'h'},
+        {NULL, 0, NULL, 0},
     };
     Options *o = &load.options;
     int option;
@@ -830,7 +849,9 @@ int main(int argc, char **argv)
     for (unsigned i = 0; i < load.options.connections; i++) {
         open_connection(&all[i], i);
     }
+    step("ready");
     elapsed = run(all);
+    step("done");
     for (unsigned i = 0; i < load.options.connections; i++) {
         close_connection(&all[i]);
     }
