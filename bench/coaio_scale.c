@@ -14,17 +14,23 @@
  *     coaio-scale apart N      N I/O threads create and finish coroutines of
  *                              their own, sharing nothing: ns for one, of all
  *
- * Prints one JSON object.  The threads are not bound to cores: where there are
- * more of them than cores, they stand for the contention of a larger machine,
- * though not for its caches.
+ * Prints one JSON object: what it is, and its figures.  Of ns there are
+ * several, after a measurement that does not count.  What threads do goes on
+ * for a fixed time, since it may take a thousand times longer in one run than
+ * in another.
+ *
+ * The threads are not bound to cores: where there are more of them than cores,
+ * they stand for the contention of a larger machine, though not for its caches.
  */
 #include <coaio/coaio.h>
 #include <semaphore.h>
+#include <stdatomic.h>
 
-#include "bench.h"
+#include "bench_memory.h"
 
-enum { ROUNDS = 5, MAX_THREADS = 64 };
+enum { ROUNDS = 3, MAX_THREADS = 64, CREW_NS = 50000000 };
 
+static AioContext *ctx;
 static bool over;
 
 static void coroutine_fn bounce(void *opaque)
@@ -57,76 +63,64 @@ static void finish(Coroutine **all, size_t n)
 
 static void attach(void)
 {
-    AioContext *ctx;
-
     bench_check(!aio_context_new(&ctx, NULL), "a context is made");
     aio_context_attach(ctx);
 }
 
-static double measure_switch(unsigned n)
+static void print_head(size_t n)
 {
-    uint64_t turns = 1 + 2000000 / n, begin;
-    Coroutine **all = park(n);
+    printf("{\"version\": \"%s\", \"settings\": \"%s, engine %s\", \"n\": %zu"
+           ", \"figures\": {",
+           BENCH_VERSION, BENCH_LINKAGE, aio_context_engine(ctx), n);
+}
 
-    begin = bench_now();
+static double measure_turns(Coroutine **all, size_t n)
+{
+    uint64_t turns = 1 + 2000000 / n;
+    uint64_t begin = bench_now();
+
     for (uint64_t i = 0; i < turns; i++) {
-        for (unsigned j = 0; j < n; j++) {
+        for (size_t j = 0; j < n; j++) {
             coroutine_enter(all[j]);
         }
     }
-    begin = bench_now() - begin;
+    return (double)(bench_now() - begin) / (double)turns / (double)n;
+}
+
+static void print_switch(size_t n)
+{
+    Coroutine **all = park(n);
+
+    measure_turns(all, n);
+    print_head(n);
+    printf("\"ns\": [");
+    for (unsigned i = 0; i < ROUNDS; i++) {
+        printf("%s%.2f", i ? ", " : "", measure_turns(all, n));
+    }
+    printf("]}}\n");
     finish(all, n);
     free(all);
-    return (double)begin / (double)turns / n;
 }
 
-/* --- memory ---------------------------------------------------------------*/
-
-typedef struct Memory {
-    double resident, tables; /* bytes */
-    unsigned mappings;
-} Memory;
-
-static Memory memory_now(void)
+static void print_parked(size_t n)
 {
-    Memory m = {0};
-    char line[512];
-    FILE *file = fopen("/proc/self/status", "r");
-
-    bench_check(file != NULL, "the kernel tells what is resident");
-    while (fgets(line, sizeof(line), file)) {
-        if (!strncmp(line, "VmRSS:", 6)) {
-            m.resident = 1024 * strtod(line + 6, NULL);
-        } else if (!strncmp(line, "VmPTE:", 6)) {
-            m.tables = 1024 * strtod(line + 6, NULL);
-        }
-    }
-    fclose(file);
-    file = fopen("/proc/self/maps", "r");
-    bench_check(file != NULL, "the kernel tells what is mapped");
-    while (fgets(line, sizeof(line), file)) {
-        m.mappings += strchr(line, '\n') != NULL;
-    }
-    fclose(file);
-    return m;
-}
-
-static void measure_parked(size_t n)
-{
+    BenchMemory before, parked, after;
+    double resident, tables;
     Coroutine **all;
-    Memory before, parked, after;
 
     finish(park(1), 1);
-    before = memory_now();
+    before = bench_memory();
     all = park(n);
-    parked = memory_now();
+    parked = bench_memory();
     finish(all, n);
-    after = memory_now();
+    after = bench_memory();
     /* The array of pointers is the program's own. */
-    printf("{\"n\": %zu, \"resident\": %.0f, \"tables\": %.0f"
-           ", \"mappings\": %u, \"left\": %.0f}\n", n,
-           (parked.resident - before.resident) / (double)n - sizeof(*all),
-           (parked.tables - before.tables) / (double)n, parked.mappings,
+    resident = (parked.resident - before.resident) / (double)n - sizeof(*all);
+    tables = (parked.tables - before.tables) / (double)n;
+    print_head(n);
+    printf("\"bytes\": [%.1f], \"resident\": [%.1f], \"tables\": [%.1f]"
+           ", \"mappings\": [%u], \"left\": [%.1f]}}\n",
+           resident + tables, resident, tables, parked.mappings,
            (after.resident - before.resident) / (double)n - sizeof(*all));
     free(all);
 }
@@ -137,17 +131,20 @@ static struct {
     IOThread *threads[MAX_THREADS];
     Coroutine *members[MAX_THREADS];
     unsigned n;
-    uint64_t wanted;
-    uint64_t count;         /* the mutex's, or the ring's turn's */
+    unsigned left; /* ring: who has not seen the end */
+    atomic_bool over;
+    atomic_uint_fast64_t created;
+    uint64_t count; /* the mutex's, or the ring's turn's */
     CoMutex mutex;
     sem_t done;
 } crew;
 
-static void crew_begin(unsigned n, uint64_t wanted)
+static void crew_begin(unsigned n)
 {
-    crew.n = n;
-    crew.wanted = wanted;
+    crew.n = crew.left = n;
     crew.count = 0;
+    atomic_store(&crew.created, 0);
+    atomic_store(&crew.over, false);
     sem_init(&crew.done, 0, 0);
     for (unsigned i = 0; i < n; i++) {
         bench_check(!iothread_new(&crew.threads[i], "crew", NULL),
@@ -155,20 +152,29 @@ static void crew_begin(unsigned n, uint64_t wanted)
     }
 }
 
-static void crew_await(unsigned members)
+static void crew_await(void)
 {
-    for (unsigned i = 0; i < members; i++) {
+    for (unsigned i = 0; i < crew.n; i++) {
         while (sem_wait(&crew.done)) {
         }
     }
 }
 
-static void crew_end(void)
+/* Returns the ns that have passed since begin, when all have stopped. */
+static double crew_stop(uint64_t begin)
 {
+    struct timespec rest = {0, CREW_NS};
+
+    while (nanosleep(&rest, &rest)) {
+    }
+    atomic_store(&crew.over, true);
+    crew_await();
+    begin = bench_now() - begin;
     for (unsigned i = 0; i < crew.n; i++) {
         iothread_unref(crew.threads[i]);
     }
     sem_destroy(&crew.done);
+    return (double)begin;
 }
 
 static void coroutine_fn lock_often(void *opaque)
@@ -176,7 +182,7 @@ static void coroutine_fn lock_often(void *opaque)
     (void)opaque;
     for (bool enough = false; !enough;) {
         co_mutex_lock(&crew.mutex);
-        enough = crew.count >= crew.wanted;
+        enough = atomic_load(&crew.over);
         crew.count += !enough;
         co_mutex_unlock(&crew.mutex);
     }
@@ -186,19 +192,17 @@ static void coroutine_fn lock_often(void *opaque)
 static double measure_mutex(unsigned n)
 {
     uint64_t begin;
+    double ns;
 
     co_mutex_init(&crew.mutex);
-    crew_begin(n, 200000);
+    crew_begin(n);
     begin = bench_now();
     for (unsigned i = 0; i < n; i++) {
         aio_co_enter(iothread_context(crew.threads[i]),
                      coroutine_create(lock_often, NULL));
     }
-    crew_await(n);
-    begin = bench_now() - begin;
-    bench_check(crew.count == crew.wanted, "each acquisition is counted");
-    crew_end();
-    return (double)begin / (double)crew.wanted;
+    ns = crew_stop(begin);
+    return ns / (double)crew.count;
 }
 
 static void coroutine_fn pass_on(void *opaque)
@@ -207,12 +211,12 @@ static void coroutine_fn pass_on(void *opaque)
 
     sem_post(&crew.done);
     coroutine_yield();
-    while (crew.count < crew.wanted) {
+    while (!atomic_load(&crew.over)) {
         crew.count++;
         aio_co_wake(crew.members[(index + 1) % crew.n]);
         coroutine_yield();
     }
-    if (crew.count++ < crew.wanted + crew.n - 1) {
+    if (--crew.left > 0) {
         aio_co_wake(crew.members[(index + 1) % crew.n]); /* to end, too */
     }
     sem_post(&crew.done);
@@ -221,19 +225,18 @@ static void coroutine_fn pass_on(void *opaque)
 static double measure_ring(unsigned n)
 {
     uint64_t begin;
+    double ns;
 
-    crew_begin(n, 20000);
+    crew_begin(n);
     for (unsigned i = 0; i < n; i++) {
         crew.members[i] = coroutine_create(pass_on, (void *)(uintptr_t)i);
         aio_co_enter(iothread_context(crew.threads[i]), crew.members[i]);
     }
-    crew_await(n);
+    crew_await();
     begin = bench_now();
     aio_co_wake(crew.members[0]);
-    crew_await(n);
-    begin = bench_now() - begin;
-    crew_end();
-    return (double)begin / (double)crew.wanted;
+    ns = crew_stop(begin);
+    return ns / (double)crew.count;
 }
 
 static void coroutine_fn nothing(void *opaque)
@@ -243,27 +246,40 @@ static void coroutine_fn nothing(void *opaque)
 
 static void coroutine_fn create_often(void *opaque)
 {
+    uint64_t created = 0;
+
     (void)opaque;
-    for (uint64_t i = 0; i < crew.wanted / crew.n; i++) {
+    for (; !atomic_load(&crew.over); created++) {
         coroutine_enter(coroutine_create(nothing, NULL));
     }
+    atomic_fetch_add(&crew.created, created);
     sem_post(&crew.done);
 }
 
 static double measure_apart(unsigned n)
 {
     uint64_t begin;
+    double ns;
 
-    crew_begin(n, 2000000);
+    crew_begin(n);
     begin = bench_now();
     for (unsigned i = 0; i < n; i++) {
         aio_co_enter(iothread_context(crew.threads[i]),
                      coroutine_create(create_often, NULL));
     }
-    crew_await(n);
-    begin = bench_now() - begin;
-    crew_end();
-    return (double)begin / (double)crew.wanted;
+    ns = crew_stop(begin);
+    return ns / (double)atomic_load(&crew.created);
+}
+
+static void print_crew(double (*measure)(unsigned n), unsigned n)
+{
+    measure(n);
+    print_head(n);
+    printf("\"ns\": [");
+    for (unsigned i = 0; i < ROUNDS; i++) {
+        printf("%s%.2f", i ? ", " : "", measure(n));
+    }
+    printf("]}}\n");
 }
 
 /* --- the program ----------------------------------------------------------*/
@@ -271,39 +287,38 @@ static double measure_apart(unsigned n)
 static const struct {
     const char *name;
     double (*measure)(unsigned n);
-    unsigned most;
-} measures[] = {
-    {"switch", measure_switch, 1000000},
-    {"mutex", measure_mutex, MAX_THREADS},
-    {"ring", measure_ring, MAX_THREADS},
-    {"apart", measure_apart, MAX_THREADS},
+} crews[] = {
+    {"mutex", measure_mutex},
+    {"ring", measure_ring},
+    {"apart", measure_apart},
 };
 
-static void print_rounds(double (*measure)(unsigned n), unsigned n)
+static bool run(const char *what, unsigned long n)
 {
-    printf("{\"n\": %u, \"ns\": [", n);
-    for (unsigned i = 0; i < ROUNDS; i++) {
-        printf("%s%.2f", i ? ", " : "", measure(n));
+    attach();
+    if (!strcmp(what, "switch")) {
+        print_switch(n);
+        return true;
     }
-    printf("]}\n");
+    if (!strcmp(what, "parked")) {
+        print_parked(n);
+        return true;
+    }
+    for (size_t i = 0; i < sizeof(crews) / sizeof(*crews); i++) {
+        if (!strcmp(what, crews[i].name) && n <= MAX_THREADS) {
+            print_crew(crews[i].measure, (unsigned)n);
+            return true;
+        }
+    }
+    return false;
 }
 
 int main(int argc, char **argv)
 {
     unsigned long n = argc == 3 ? strtoul(argv[2], NULL, 10) : 0;
 
-    if (n > 0 && n <= 1000000) {
-        attach();
-        if (!strcmp(argv[1], "parked")) {
-            measure_parked(n);
-            return 0;
-        }
-        for (size_t i = 0; i < sizeof(measures) / sizeof(*measures); i++) {
-            if (!strcmp(argv[1], measures[i].name) && n <= measures[i].most) {
-                print_rounds(measures[i].measure, (unsigned)n);
-                return 0;
-            }
-        }
+    if (n > 0 && n <= 1000000 && run(argv[1], n)) {
+        return 0;
     }
     fprintf(stderr, "Usage: %s switch|parked|mutex|ring|apart N\n", argv[0]);
     return 2;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The rows of NBD servers in bench/run: what is measured, and how.
+"""How NBD servers are measured, and the rows of them that bench/run has.
 
 The image on tmpfs has 1 GiB, all other media SMALL_BYTES.  Images are filled
 before, so that all pages are there, each 4,096 bytes beginning with their own
@@ -22,20 +22,19 @@ import os
 import resource
 import shutil
 import signal
-import statistics
 import struct
 import subprocess
 import tempfile
 import threading
 import time
 
+from common import summary
 from nbdservers import KINDS, cpu_seconds
 
 IMAGE_BYTES = 1 << 30
 SMALL_BYTES = 256 << 20
 STRIDE = 4096
 TRACED_REQUESTS = 6400
-LOAD_TIMEOUT = 120
 
 ENGINES = 'coaio-nbd-epoll coaio-nbd-uring'
 OURS = 'coaio-nbd ' + ENGINES
@@ -185,13 +184,13 @@ def count_of(trace):
     return None
 
 
-def stepped(command, at_step):
-    """What nbdload prints.  at_step() is called before its first request and
-    after the last reply, while it waits."""
+def stepped(command, at_step, seconds):
+    """What nbdload prints within so many seconds.  at_step() is called before
+    its first request and after the last reply, while it waits."""
     with subprocess.Popen([*command, '--step'], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           text=True) as load:
-        watchdog = threading.Timer(LOAD_TIMEOUT, load.kill)
+        watchdog = threading.Timer(seconds, load.kill)
         watchdog.start()
         try:
             for step in 'ready', 'done':
@@ -204,6 +203,8 @@ def stepped(command, at_step):
             out, errors = load.communicate()
         finally:
             watchdog.cancel()
+    if load.returncode == -signal.SIGKILL:
+        raise RuntimeError(f'no result in {seconds} seconds')
     if load.returncode:
         raise RuntimeError((line + errors).strip()
                            or f'nbdload: exit status {load.returncode}')
@@ -211,23 +212,28 @@ def stepped(command, at_step):
 
 
 class Servers:
-    """All servers, as a context manager that leaves nothing behind."""
+    """The servers that cases name, as a context manager that leaves nothing
+    behind."""
 
-    def __init__(self, build, only, quick):
+    image_bytes = IMAGE_BYTES   # on tmpfs
+    timeout = 120               # of a load, in seconds
+
+    def __init__(self, build, cases, kinds=None, seconds=0.25, warmup=0.05):
         self.build = build
-        self.quick = quick
-        self.cases = [case for case in CASES if only.search(case.name)
-                      and not (quick and case.secondary)]
+        self.cases = cases
+        self.kinds = kinds or KINDS
+        self.seconds = seconds  # that a load is measured
+        self.warmup = warmup
         self.folder = None
         self.images = {}        # medium to path
         self.made = []          # files to be removed
         self.servers = {}       # (name, medium) to Server
         self.missing = set()
-        self.skipped = list(CANNOT) if self.cases else []
+        self.skipped = []
         self.about = {}
         self.results = {}
         self.calls = {}
-        self.failures = []
+        self.failed = {}        # (name of a server, of a case) to reasons
 
     def __enter__(self):
         return self
@@ -272,7 +278,7 @@ class Servers:
         media = {case.medium for case in self.cases}
         self.folder = tempfile.mkdtemp(prefix='coaio-bench-')
         if 'file' in media:
-            self.images['file'] = self.make_image(shm, IMAGE_BYTES)
+            self.images['file'] = self.make_image(shm, self.image_bytes)
         if media & {'disk', 'direct'}:
             self.make_disk()
         self.cases = [case for case in self.cases
@@ -282,13 +288,13 @@ class Servers:
             self.cases = [case for case in self.cases if not case.copies]
         wanted = {(name, case.medium) for case in self.cases
                   for name in case.servers}
-        for kind in KINDS:
+        for kind in self.kinds:
             for medium in kind.media:
                 if (kind.name, medium) in wanted:
                     self.add(kind, medium)
 
     def add(self, kind, medium):
-        size = IMAGE_BYTES if medium == 'file' else SMALL_BYTES
+        size = self.image_bytes if medium == 'file' else SMALL_BYTES
         server = kind(self.build, self.folder, medium,
                       self.images.get(medium), size)
         if not server.executable():
@@ -307,7 +313,7 @@ class Servers:
                    *server.load[case.transport], *options]
         if server.stamped and case.medium != 'null':
             command.append('--stamped')
-        return stepped(command, at_step)
+        return stepped(command, at_step, self.timeout)
 
     def serve(self, server, case):
         if server.serve(case.transport) and case.medium == 'memory':
@@ -318,11 +324,13 @@ class Servers:
     def load(self, server, case):
         cpu = []
         pid = server.pids[case.transport]
-        seconds, warmup = ('0.15', '0.05') if self.quick else ('0.25', '0.05')
-        answer = self.nbdload(server, case, *case.load, '--seconds', seconds,
-                              '--warmup', warmup,
+        answer = self.nbdload(server, case, '--seconds', str(self.seconds),
+                              '--warmup', str(self.warmup), *case.load,
                               at_step=lambda: cpu.append(cpu_seconds(pid)))
         time.sleep(0.03)        # connections end, while nothing is measured
+        if answer['requests'] < answer['connections']:
+            raise RuntimeError(f'{answer["requests"]} replies to '
+                               f'{answer["connections"]} connections')
         latency = answer['latency_us']
         return {
             'cpu_per_million': (cpu[1] - cpu[0]) / answer['total_requests']
@@ -420,11 +428,15 @@ class Servers:
                     result = self.measure(server, case)
                 except (RuntimeError, OSError, ValueError,
                         subprocess.TimeoutExpired) as error:
-                    self.failures.append(
-                        f'{server.name}, {case.name}: {error}')
+                    self.failed.setdefault((server.name, case.name),
+                                           []).append(str(error))
                     continue
                 self.results.setdefault(case.name, {}).setdefault(
                     server.name, []).append(result)
+
+    def failures(self):
+        return [f'{server}, {case}: {reason}' for (server, case), reasons
+                in self.failed.items() for reason in reasons]
 
     def report(self):
         rows = {}
@@ -433,11 +445,7 @@ class Servers:
             for name, rounds in self.results.get(case.name, {}).items():
                 rivals[name] = {}
                 for key in rounds[0]:
-                    values = [r[key] for r in rounds]
-                    rivals[name][key] = {
-                        'min': min(values), 'max': max(values),
-                        'median': statistics.median(values),
-                        'rounds': values}
+                    rivals[name][key] = summary([r[key] for r in rounds])
                 calls = self.calls.get(case.name, {}).get(name)
                 if calls is not None:
                     rivals[name]['calls'] = {'median': calls}
@@ -447,3 +455,12 @@ class Servers:
                 'rivals': rivals,
                 'not_installed': sorted(self.missing & set(case.servers))}
         return rows
+
+
+def of_run(build, only, quick):
+    """The servers of bench/run."""
+    cases = [case for case in CASES if only.search(case.name)
+             and not (quick and case.secondary)]
+    servers = Servers(build, cases, seconds=0.15 if quick else 0.25)
+    servers.skipped += CANNOT if cases else []
+    return servers

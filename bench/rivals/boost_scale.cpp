@@ -8,15 +8,16 @@
  * Stacks of 64 KiB, without guards, come from one mapping.
  */
 #include <boost/context/detail/fcontext.hpp>
+#include <boost/version.hpp>
 #include <sys/mman.h>
 
-#include "../bench.h"
+#include "../bench_memory.h"
 
 namespace ctx = boost::context::detail;
 
 namespace {
 
-enum { ROUNDS = 5 };
+enum { ROUNDS = 3 };
 
 const std::size_t STACK_BYTES = 64 << 10;
 
@@ -65,42 +66,42 @@ double measure_switch(ctx::fcontext_t *all, std::size_t n)
     return double(bench_now() - begin) / double(turns) / double(n);
 }
 
-double resident()
+void print_head(std::size_t n)
 {
-    char line[512];
-    double bytes = 0;
-    FILE *file = fopen("/proc/self/status", "r");
-
-    bench_check(file != nullptr, "the kernel tells what is resident");
-    while (fgets(line, sizeof(line), file)) {
-        if (!strncmp(line, "VmRSS:", 6)) {
-            bytes = 1024 * strtod(line + 6, nullptr);
-        }
-    }
-    fclose(file);
-    return bytes;
+    printf("{\"version\": \"%s\", \"settings\": \"fcontext, stacks of 64 KiB "
+           "without guards\", \"n\": %zu, \"figures\": {",
+           BOOST_LIB_VERSION, n);
 }
 
 void print_switch(std::size_t n)
 {
     ctx::fcontext_t *all = park(n);
 
-    printf("{\"n\": %zu, \"ns\": [", n);
+    measure_switch(all, n);
+    print_head(n);
+    printf("\"ns\": [");
     for (unsigned i = 0; i < ROUNDS; i++) {
         printf("%s%.2f", i ? ", " : "", measure_switch(all, n));
     }
-    printf("]}\n");
+    printf("]}}\n");
 }
 
 void print_parked(std::size_t n)
 {
-    double before;
+    BenchMemory before, parked;
+    double resident, tables;
 
     park(1);
-    before = resident();
+    before = bench_memory();
     park(n);
-    printf("{\"n\": %zu, \"resident\": %.0f}\n", n,
-           (resident() - before) / double(n) - sizeof(ctx::fcontext_t));
+    parked = bench_memory();
+    resident = (parked.resident - before.resident) / double(n) -
+               sizeof(ctx::fcontext_t);
+    tables = (parked.tables - before.tables) / double(n);
+    print_head(n);
+    printf("\"bytes\": [%.1f], \"resident\": [%.1f], \"tables\": [%.1f]"
+           ", \"mappings\": [%u]}}\n",
+           resident + tables, resident, tables, parked.mappings);
 }
 
 } // namespace
