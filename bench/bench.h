@@ -14,8 +14,9 @@
  * goes before the measured ones.
  *
  * A workload takes the number of operations and returns the nanoseconds that
- * they took, set-up and tear-down left out.  It must check its own work with
- * bench_check(): a workload that did not do what it says must not be timed.
+ * they took, set-up and tear-down left out, or whatever else bench/run has as
+ * the unit of its row.  It must check its own work with bench_check(): a
+ * workload that did not do what it says must not be timed.
  *
  * C11 and C++17.
  */
@@ -35,7 +36,7 @@
 
 enum { BENCH_MAX_ROUNDS = 100, BENCH_MAX_THREADS = 16 };
 
-/* `count` operations; returns the nanoseconds they took together. */
+/* `count` operations; returns the nanoseconds that they took together. */
 typedef double BenchWork(uint64_t count);
 
 typedef struct BenchWorkload {
@@ -184,23 +185,23 @@ static inline int bench_report(const BenchProgram *program,
                                const BenchWorkload *w, uint64_t count,
                                unsigned rounds)
 {
-    double ns[BENCH_MAX_ROUNDS], sorted[BENCH_MAX_ROUNDS];
+    double values[BENCH_MAX_ROUNDS], sorted[BENCH_MAX_ROUNDS];
 
     w->work(count);
     for (unsigned i = 0; i < rounds; i++) {
-        sorted[i] = ns[i] = w->work(count) / (double)count;
+        sorted[i] = values[i] = w->work(count) / (double)count;
     }
     qsort(sorted, rounds, sizeof(*sorted), bench_compare);
     printf("{\"rival\": \"%s\", \"version\": \"%s\", \"settings\": \"%s\""
            ", \"workload\": \"%s\", \"count\": %llu, \"min\": %.3f"
-           ", \"median\": %.3f, \"max\": %.3f, \"ns\": [", program->rival,
+           ", \"median\": %.3f, \"max\": %.3f, \"values\": [", program->rival,
            program->version, program->settings, w->name,
            (unsigned long long)count, sorted[0],
            rounds % 2 ? sorted[rounds / 2]
                       : (sorted[rounds / 2 - 1] + sorted[rounds / 2]) / 2,
            sorted[rounds - 1]);
     for (unsigned i = 0; i < rounds; i++) {
-        printf("%s%.3f", i ? ", " : "", ns[i]);
+        printf("%s%.3f", i ? ", " : "", values[i]);
     }
     printf("]}\n");
     return 0;

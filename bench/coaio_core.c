@@ -7,13 +7,14 @@
  *   create         create, run, finish
  *   burst          1,000 coroutines, each created and entered by the one
  *                  before, so that all are alive at once; for each of them
+ *   parked         coroutines that have yielded: bytes each (bench_memory.h)
  *
  * The thread has a context, as it has in any real program.  The program is
  * built twice, on the static and on the shared library.
  */
 #include <coaio/coaio.h>
 
-#include "bench.h"
+#include "bench_memory.h"
 
 enum { MANY = 1000 };
 
@@ -130,11 +131,30 @@ static double burst_work(uint64_t count)
     return (double)begin * (double)count / (double)calls;
 }
 
+static double parked_work(uint64_t count)
+{
+    static BenchMemory before;
+    static uint64_t parked;
+
+    attach_once();
+    if (!parked) {
+        before = bench_memory();
+    }
+    over = false;
+    calls = parked;
+    for (; parked < count; parked++) {
+        coroutine_enter(coroutine_create(bounce, NULL));
+    }
+    bench_check(calls == count, "each coroutine runs");
+    return bench_memory_since(&before);
+}
+
 static const BenchWorkload workloads[] = {
     {"switch", switch_work},
     {"switch_1000", switch_1000_work},
     {"create", create_work},
     {"burst", burst_work},
+    {"parked", parked_work},
     {NULL, NULL},
 };
 

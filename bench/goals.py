@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
 """The goals that bench/run judges its results by.
 
-A goal is a ratio of two medians of one run, and the limit that it must keep.
+A goal is a ratio of two medians of one run, or one median over a constant, and
+the limit that it must keep.
 """
 
 
 def row(name, rival):
-    """The median of a runtime row, in nanoseconds."""
+    """The median of a runtime row, in its unit."""
     return lambda rows, nbd: rows[name]['rivals'][rival]['median']
 
 
@@ -48,6 +49,8 @@ GOALS = [
            'limit', 1.3),
     quicker('create and finish, times as fast as boost.context', 'create',
             'boost-context', 1),
+    ('memory of each of 100,000 parked coroutines, bytes',
+     row('parked', 'coaio'), lambda rows, nbd: 1, '<=', 4300),
     slower('mutex uncontended, to two locked operations', 'mutex_1', 'limit',
            1.25),
     quicker('mutex, 100 waiters, times as fast as State Threads',
@@ -127,6 +130,7 @@ def judge(rows, nbd_rows):
             met = value >= limit if comparison == '>=' else value <= limit
         except (KeyError, ValueError, ZeroDivisionError):
             value = met = None
+        said = f'{limit:,.0f}' if limit >= 1000 else f'{limit:.3g}'
         verdicts.append({'text': text, 'value': value, 'met': met,
-                         'limit': f'{comparison} {limit:.3g}'})
+                         'limit': f'{comparison} {said}'})
     return verdicts

@@ -5,13 +5,14 @@
  *
  * A context is named by a pointer that changes with each switch, so every
  * round trip stores it back.  Stacks of 64 KiB come from one mapping and, for
- * `create`, from a free list.
+ * `create`, from a free list.  Huge pages, which would make the stacks of
+ * `parked` resident as a whole, are kept off as coaio keeps them off.
  */
 #include <boost/context/detail/fcontext.hpp>
 #include <boost/version.hpp>
 #include <sys/mman.h>
 
-#include "../bench.h"
+#include "../bench_memory.h"
 
 namespace ctx = boost::context::detail;
 
@@ -28,6 +29,15 @@ struct Fiber {
 Fiber fibers[MANY];
 uint64_t calls;
 
+char *map_stacks(std::size_t n)
+{
+    void *slab = mmap(nullptr, n * STACK_BYTES, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    bench_check(slab != MAP_FAILED, "a slab is mapped");
+    return static_cast<char *>(slab);
+}
+
 void make_fibers()
 {
     static char *slab;
@@ -35,10 +45,7 @@ void make_fibers()
     if (slab) {
         return;
     }
-    slab = static_cast<char *>(
-        mmap(nullptr, std::size_t(MANY) * STACK_BYTES, PROT_READ | PROT_WRITE,
-             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    bench_check(slab != MAP_FAILED, "a slab is mapped");
+    slab = map_stacks(MANY);
     for (unsigned i = 0; i < MANY; i++) {
         fibers[i].stack_top = slab + std::size_t(i + 1) * STACK_BYTES;
     }
@@ -116,10 +123,33 @@ double create_work(uint64_t count)
     return double(begin);
 }
 
+double parked_work(uint64_t count)
+{
+    static BenchMemory before;
+    static uint64_t parked;
+    static char *slab;
+
+    if (!slab) {
+        before = bench_memory();
+        slab = map_stacks(count);
+        madvise(slab, count * STACK_BYTES, MADV_NOHUGEPAGE);
+    }
+    calls = parked;
+    for (; parked < count; parked++) {
+        ctx::jump_fcontext(
+            ctx::make_fcontext(slab + (parked + 1) * STACK_BYTES, STACK_BYTES,
+                               bounce),
+            nullptr);
+    }
+    bench_check(calls == count, "each fiber runs");
+    return bench_memory_since(&before);
+}
+
 const BenchWorkload workloads[] = {
     {"switch", switch_work},
     {"switch_1000", switch_1000_work},
     {"create", create_work},
+    {"parked", parked_work},
     {nullptr, nullptr},
 };
 

@@ -11,7 +11,8 @@
 // go through one buffered channel.  AfterFunc runs each callback in a new
 // goroutine, and timer_fire counts that.  `restart_all` is Broadcast of a Cond
 // with a lock that does nothing, to goroutines that each count it and wait
-// again.  `rwlock_t2` has four goroutines for each of two threads, not locked
+// again.  `parked` is goroutines that receive from a channel that nobody sends
+// to, and its unit is bytes, not nanoseconds (bench_memory.h).  `rwlock_t2` has four goroutines for each of two threads, not locked
 // to them, and shows little contention: the goroutines rarely meet, and the
 // writer is another one than before some 40 times in 7,500.  With goroutines
 // locked to threads it is the same.
@@ -22,6 +23,7 @@ import (
 	"fmt"
 	"math/rand"
 	"os"
+	"regexp"
 	"runtime"
 	"sort"
 	"strconv"
@@ -322,6 +324,45 @@ func fireTimers(count int) time.Duration {
 	return time.Since(begin)
 }
 
+// Resident memory and page tables of the process, in bytes.
+func memory() int {
+	text, err := os.ReadFile("/proc/self/status")
+	check(err == nil, "the kernel tells what is resident")
+	bytes := 0
+	fields := regexp.MustCompile(`(?m)^Vm(RSS|PTE):\s*(\d+)`)
+	for _, field := range fields.FindAllSubmatch(text, -1) {
+		kib, _ := strconv.Atoi(string(field[2]))
+		bytes += 1024 * kib
+	}
+	return bytes
+}
+
+var park struct {
+	parked, before int
+	forever        chan struct{}
+}
+
+func parked(count int) time.Duration {
+	runtime.GOMAXPROCS(1)
+	p := &park
+	if p.forever == nil {
+		p.before = memory()
+		p.forever = make(chan struct{})
+	}
+	ran := p.parked
+	for ; p.parked < count; p.parked++ {
+		go func() {
+			ran++
+			<-p.forever
+		}()
+	}
+	for i := 0; ran < count && i < 1000000; i++ {
+		runtime.Gosched()
+	}
+	check(ran == count, "each goroutine runs")
+	return time.Duration(memory() - p.before)
+}
+
 var workloads = map[string]func(int) time.Duration{
 	"switch":      func(n int) time.Duration { return switchOver(n, 1) },
 	"switch_1000": func(n int) time.Duration { return switchOver(n, 1000) },
@@ -333,6 +374,7 @@ var workloads = map[string]func(int) time.Duration{
 	"mutex_t2":    func(n int) time.Duration { return mutexThreads(n, 2) },
 	"mutex_t5":    func(n int) time.Duration { return mutexThreads(n, 5) },
 	"restart_all": restartAll,
+	"parked":      parked,
 	"rwlock_1":    func(n int) time.Duration { return rwlock(n, 1, 1) },
 	"rwlock_t2":   func(n int) time.Duration { return rwlock(n, 2, 8) },
 	"post_1":      func(n int) time.Duration { return posts(n, 1) },
@@ -373,19 +415,20 @@ func main() {
 	}
 	work := workloads[os.Args[1]]
 	work(count)
-	var ns []float64
+	var values []float64
 	for i := 0; i < rounds; i++ {
 		runtime.GC()
-		ns = append(ns, float64(work(count).Nanoseconds())/float64(count))
+		values = append(values,
+			float64(work(count).Nanoseconds())/float64(count))
 	}
-	sorted := append([]float64(nil), ns...)
+	sorted := append([]float64(nil), values...)
 	sort.Float64s(sorted)
 	out, _ := json.Marshal(map[string]interface{}{
 		"rival": "go", "version": runtime.Version(),
 		"settings": "GOMAXPROCS 1 for rows of one thread, a collection " +
 			"before each round",
 		"workload": os.Args[1], "count": count, "min": sorted[0],
-		"median": sorted[rounds/2], "max": sorted[rounds-1], "ns": ns,
+		"median": sorted[rounds/2], "max": sorted[rounds-1], "values": values,
 	})
 	fmt.Println(string(out))
 }

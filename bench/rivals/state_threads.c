@@ -7,10 +7,11 @@
  * two condition variables.  `mutex_wN`: its unlock hands the lock to the
  * first waiter, so threads that lock and unlock in turn always contend.
  * `restart_all`: a broadcast to threads that each count it and wait again.
+ * `parked`: threads that wait on a condition variable, bytes each.
  */
 #include <st.h>
 
-#include "../bench.h"
+#include "../bench_memory.h"
 
 static uint64_t calls, wanted;
 static st_cond_t ping, pong;
@@ -182,6 +183,32 @@ static double restart_all_work(uint64_t count)
     return (double)begin;
 }
 
+static void *wait_for_good(void *opaque)
+{
+    calls++;
+    st_cond_wait(opaque);
+    return NULL;
+}
+
+static double parked_work(uint64_t count)
+{
+    static BenchMemory before;
+    static uint64_t parked;
+
+    start_once();
+    if (!parked) {
+        before = bench_memory();
+    }
+    calls = parked;
+    for (; parked < count; parked++) {
+        bench_check(st_thread_create(wait_for_good, ping, 0, 0),
+                    "a thread is made");
+    }
+    st_usleep(0);               /* they wait */
+    bench_check(calls == count, "each thread runs");
+    return bench_memory_since(&before);
+}
+
 static const BenchWorkload workloads[] = {
     {"switch", switch_work},
     {"create", create_work},
@@ -190,6 +217,7 @@ static const BenchWorkload workloads[] = {
     {"mutex_w10", contend_10_work},
     {"mutex_w100", contend_100_work},
     {"restart_all", restart_all_work},
+    {"parked", parked_work},
     {NULL, NULL},
 };
 
