@@ -2,12 +2,13 @@
 /*
  * trial_uring: what a feature of io_uring is worth, without the library.
  *
- *     trial-uring [ROUNDS [MILLISECONDS]]
+ *     trial-uring [ROUNDS [MILLISECONDS [TASK]]]
  *
  * For each task that a loop has, the ways to do it, all in turn for so many
- * milliseconds, in so many rounds.  Printed are, for one operation, the medians
- * and the least of the time that passed and of the CPU time of the thread that
- * does it.  docs/io_uring.md has the results, and what follows from them.
+ * milliseconds, in so many rounds, each of which begins with another way.
+ * Printed are, for one operation, median, minimum and maximum of the time that
+ * passed and of the CPU time of the thread that does it.  docs/io_uring.md has
+ * the results, and what follows from them.
  *
  *   wake     two threads with a ring each wake one another in turn; the other
  *            one sleeps in io_uring_enter()
@@ -15,844 +16,102 @@
  *   receive  16 sockets bring a message each from another thread; all are taken
  *            in one pass, and are to lie where the receiver wants them
  *   accept   a thread connects 16 times, waits until all are closed, again
+ *   read     16 reads of 4 KiB each, anywhere in a file of 64 MiB below TMPDIR
+ *            (/var/tmp), which is to be on a disk: from the page cache, and
+ *            past it
+ *   write    the same with writes, past the page cache
  *
- * A way that this kernel does not know prints no figures.
+ * With TASK only those whose name begins so.  A way that fails in any round,
+ * since the kernel or the file system does not know it, prints no figures.
  */
-#include <errno.h>
-#include <liburing.h>
-#include <linux/futex.h>
-#include <netinet/in.h>
-#include <poll.h>
-#include <stdatomic.h>
-#include <sys/epoll.h>
-#include <sys/eventfd.h>
-#include <sys/socket.h>
-#include <sys/syscall.h>
-#include <sys/un.h>
-#include <unistd.h>
+#include "trial.h"
 
-#include "bench.h"
+enum { ROUNDS_MAX = 100, WAYS_MAX = 64 };
 
-enum {
-    SOCKETS = 16,
-    ENTRIES = 64,
-    ROUNDS_MAX = 100,
-    LARGEST = 1 << 20,
-};
-
-/* Younger than Debian 12's liburing; Linux 6.7. */
-#ifndef FUTEX2_SIZE_U32
-#define FUTEX2_SIZE_U32 2
-#define FUTEX2_PRIVATE  128
-#endif
-#define OP_FUTEX_WAIT 51
-
-typedef struct Cost {
-    double wall_ns, cpu_ns; /* of one operation */
-} Cost;
-
-typedef struct Way Way;
-struct Way {
-    const char *task;
-    const char *name;
-    /* Work for about ns.  Returns false if the kernel does not know the way. */
-    bool (*run)(const Way *way, uint64_t ns, Cost *cost);
-    size_t size; /* of a message */
-    int domain;
-    int how;
-};
-
-static uint64_t cpu_now(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
-static void ring_open(struct io_uring *ring)
-{
-    struct io_uring_params params = {
-        .flags = IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_SINGLE_ISSUER |
-                 IORING_SETUP_CQSIZE | IORING_SETUP_SUBMIT_ALL,
-        .cq_entries = 1024,
-    };
-
-    bench_check(io_uring_queue_init_params(ENTRIES, ring, &params) == 0,
-                "there is io_uring of Linux 6.1");
-}
-
-static struct io_uring_sqe *ring_sqe(struct io_uring *ring)
-{
-    struct io_uring_sqe *sqe = io_uring_get_sqe(ring);
-
-    bench_check(sqe != NULL, "there is room in the ring");
-    return sqe;
-}
-
-/* --- wake -----------------------------------------------------------------*/
-
-enum { WAKE_EVENT, WAKE_FUTEX, WAKE_MSG, WAKE_MSG_LATE };
-
-typedef struct Sleeper {
-    struct io_uring ring;
-    int event;
-    atomic_uint word;
-    bool watched;
-    pthread_barrier_t *ready;
-    struct Sleeper *peer;
+typedef struct Result {
     const Way *way;
-    atomic_bool *stop;
-    bool failed;
-} Sleeper;
+    bool failed; /* in any round */
+    double wall[ROUNDS_MAX], cpu[ROUNDS_MAX];
+} Result;
 
-/* Once: each write completes the poll anew, and nobody needs to read. */
-static void await_event(Sleeper *s)
+static Result results[WAYS_MAX];
+static unsigned n_results;
+
+static void choose(const Way *ways, const char *task)
 {
-    if (!s->watched) {
-        io_uring_prep_poll_multishot(ring_sqe(&s->ring), s->event, POLLIN);
-    }
-    s->watched = true;
-}
-
-static void await_futex(Sleeper *s, unsigned seen)
-{
-    struct io_uring_sqe *sqe = ring_sqe(&s->ring);
-
-    memset(sqe, 0, sizeof(*sqe));
-    sqe->opcode = OP_FUTEX_WAIT;
-    sqe->fd = FUTEX2_SIZE_U32 | FUTEX2_PRIVATE;
-    sqe->addr = (uintptr_t)&s->word;
-    sqe->off = seen;
-    sqe->addr3 = UINT32_MAX; /* the mask */
-}
-
-/* What is to be woken by comes with the next wait. */
-static void prepare(Sleeper *s)
-{
-    if (s->way->how == WAKE_EVENT) {
-        await_event(s);
-    } else if (s->way->how == WAKE_FUTEX) {
-        await_futex(s, atomic_load(&s->word));
-    }
-}
-
-static void wake(Sleeper *from, Sleeper *to)
-{
-    struct io_uring_sqe *sqe;
-    uint64_t one = 1;
-
-    switch (from->way->how) {
-    case WAKE_EVENT:
-        bench_check(write(to->event, &one, sizeof(one)) == sizeof(one),
-                    "the event is written");
-        break;
-    case WAKE_FUTEX:
-        atomic_fetch_add(&to->word, 1);
-        syscall(SYS_futex, &to->word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
-        break;
-    default:
-        sqe = ring_sqe(&from->ring);
-        io_uring_prep_msg_ring(sqe, to->ring.ring_fd, 0, 1, 0);
-        io_uring_sqe_set_data64(sqe, 0);
-        if (from->way->how == WAKE_MSG) {
-            io_uring_submit(&from->ring);
-        }
-        break;
-    }
-}
-
-/* Sleep until woken.  Returns false where the kernel refuses. */
-static bool await_wake(Sleeper *s)
-{
-    bool message = s->way->how >= WAKE_MSG;
-    bool woken = false;
-
-    while (!woken) {
-        struct io_uring_cqe *cqe;
-        unsigned head, n = 0;
-
-        io_uring_submit_and_wait(&s->ring, 1);
-        io_uring_for_each_cqe(&s->ring, head, cqe)
-        {
-            n++;
-            if (cqe->res < 0 && cqe->res != -EAGAIN) {
-                return false;
-            }
-            /* The sender of a message has a completion, too. */
-            woken |= !message || cqe->user_data == 1;
-            s->watched &= (cqe->flags & IORING_CQE_F_MORE) != 0;
-        }
-        io_uring_cq_advance(&s->ring, n);
-    }
-    return true;
-}
-
-static void sleeper_open(Sleeper *s, const Way *way, Sleeper *peer,
-                         atomic_bool *stop, pthread_barrier_t *ready)
-{
-    s->way = way;
-    s->peer = peer;
-    s->stop = stop;
-    s->ready = ready;
-    s->event = eventfd(0, EFD_CLOEXEC);
-    bench_check(s->event >= 0, "there is an eventfd");
-}
-
-static void *answer(void *opaque)
-{
-    Sleeper *s = opaque;
-
-    bench_pin(1);
-    ring_open(&s->ring);
-    prepare(s);
-    pthread_barrier_wait(s->ready);
-    while (!s->failed) {
-        s->failed = !await_wake(s);
-        if (atomic_load(s->stop)) {
-            break;
-        }
-        prepare(s);
-        wake(s, s->peer);
-    }
-    if (s->way->how == WAKE_MSG_LATE) {
-        io_uring_submit(&s->ring);
-    }
-    pthread_barrier_wait(s->ready);
-    io_uring_queue_exit(&s->ring);
-    close(s->event);
-    return NULL;
-}
-
-static bool run_wake(const Way *way, uint64_t ns, Cost *cost)
-{
-    static Sleeper here, there;
-    pthread_barrier_t ready;
-    atomic_bool stop = false;
-    uint64_t begin, cpu, count = 0;
-    pthread_t thread;
-
-    memset(&here, 0, sizeof(here));
-    memset(&there, 0, sizeof(there));
-    bench_pin(0);
-    pthread_barrier_init(&ready, NULL, 2);
-    sleeper_open(&here, way, &there, &stop, &ready);
-    sleeper_open(&there, way, &here, &stop, &ready);
-    ring_open(&here.ring);
-    pthread_create(&thread, NULL, answer, &there);
-    pthread_barrier_wait(&ready);
-    begin = bench_now();
-    cpu = cpu_now();
-    while (bench_now() - begin < ns && !here.failed) {
-        prepare(&here);
-        wake(&here, &there);
-        here.failed = !await_wake(&here);
-        count++;
-    }
-    cost->wall_ns = (double)(bench_now() - begin) / (double)(2 * count);
-    cost->cpu_ns = (double)(cpu_now() - cpu) / (double)count;
-    atomic_store(&stop, true);
-    if (!here.failed) {
-        wake(&here, &there);
-        io_uring_submit(&here.ring);
-    }
-    pthread_barrier_wait(&ready);
-    pthread_join(thread, NULL);
-    io_uring_queue_exit(&here.ring);
-    close(here.event);
-    pthread_barrier_destroy(&ready);
-    return !here.failed && !there.failed;
-}
-
-/* --- send -----------------------------------------------------------------*/
-
-enum { SEND_CALL, SEND_RING, SEND_RING_ZC };
-
-typedef struct Drain {
-    int fds[SOCKETS];
-    int epoll;
-    char room[LARGEST];
-} Drain;
-
-static void *drain(void *opaque)
-{
-    Drain *d = opaque;
-    int open = SOCKETS;
-
-    bench_pin(1);
-    while (open > 0) {
-        struct epoll_event events[SOCKETS];
-        int n = epoll_wait(d->epoll, events, SOCKETS, -1);
-
-        for (int i = 0; i < n; i++) {
-            if (recv(events[i].data.fd, d->room, sizeof(d->room), 0) == 0) {
-                epoll_ctl(d->epoll, EPOLL_CTL_DEL, events[i].data.fd, NULL);
-                open--;
-            }
-        }
-    }
-    return NULL;
-}
-
-static void tcp_pair(int fds[2])
-{
-    struct sockaddr_in address = {
-        .sin_family = AF_INET,
-        .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
-    };
-    socklen_t length = sizeof(address);
-    int listener = socket(AF_INET, SOCK_STREAM, 0);
-
-    bench_check(!bind(listener, (struct sockaddr *)&address, length) &&
-                    !listen(listener, 1) &&
-                    !getsockname(listener, (struct sockaddr *)&address,
-                                 &length),
-                "a port of loopback can be listened at");
-    fds[0] = socket(AF_INET, SOCK_STREAM, 0);
-    bench_check(!connect(fds[0], (struct sockaddr *)&address, length),
-                "it can be connected to");
-    fds[1] = accept(listener, NULL, NULL);
-    bench_check(fds[1] >= 0, "and accepts");
-    close(listener);
-}
-
-/* Send to all by the ring.  Returns false where the kernel refuses. */
-static bool send_by_ring(struct io_uring *ring, const int *fds,
-                         const char *message, const Way *way)
-{
-    unsigned due = SOCKETS; /* completions, with those of buffers */
-    struct io_uring_cqe *cqe;
-
-    for (int i = 0; i < SOCKETS; i++) {
-        struct io_uring_sqe *sqe = ring_sqe(ring);
-
-        if (way->how == SEND_RING_ZC) {
-            io_uring_prep_send_zc(sqe, fds[i], message, way->size, MSG_WAITALL,
-                                  0);
-        } else {
-            io_uring_prep_send(sqe, fds[i], message, way->size, MSG_WAITALL);
-        }
-    }
-    io_uring_submit_and_wait(ring, SOCKETS);
-    while (due > 0) {
-        if (io_uring_wait_cqe(ring, &cqe) < 0 || cqe->res < 0) {
-            return false;
-        }
-        if (!(cqe->flags & IORING_CQE_F_NOTIF)) {
-            bench_check((size_t)cqe->res == way->size, "all has been sent");
-        }
-        due += (cqe->flags & IORING_CQE_F_MORE) != 0;
-        due--;
-        io_uring_cqe_seen(ring, cqe);
-    }
-    return true;
-}
-
-/* A ring that was closed just before may cut one short. */
-static void send_by_calls(const int *fds, const char *message, size_t size)
-{
-    for (int i = 0; i < SOCKETS; i++) {
-        ssize_t n;
-
-        for (size_t done = 0; done < size; done += (size_t)n) {
-            n = send(fds[i], message + done, size - done, 0);
-            bench_check(n > 0, "something can be sent");
+    for (; ways->task; ways++) {
+        if (!strncmp(ways->task, task, strlen(task))) {
+            bench_check(n_results < WAYS_MAX, "so many ways are foreseen");
+            results[n_results++].way = ways;
         }
     }
 }
 
-static void drain_open(Drain *d, int *fds, int domain)
+/* Returns the number of the first result of another task than first's. */
+static unsigned end_of_task(unsigned first)
 {
-    d->epoll = epoll_create1(EPOLL_CLOEXEC);
-    for (int i = 0; i < SOCKETS; i++) {
-        struct epoll_event event = {.events = EPOLLIN};
-        int pair[2];
+    unsigned i = first;
 
-        if (domain == AF_UNIX) {
-            bench_check(!socketpair(AF_UNIX, SOCK_STREAM, 0, pair),
-                        "there are sockets");
-        } else {
-            tcp_pair(pair);
-        }
-        fds[i] = pair[0];
-        event.data.fd = d->fds[i] = pair[1];
-        epoll_ctl(d->epoll, EPOLL_CTL_ADD, pair[1], &event);
+    while (i < n_results &&
+           !strcmp(results[i].way->task, results[first].way->task)) {
+        i++;
     }
+    return i;
 }
 
-static bool run_send(const Way *way, uint64_t ns, Cost *cost)
+static void run_round(unsigned round, uint64_t ns)
 {
-    static Drain d;
-    static char message[LARGEST];
-    struct io_uring ring;
-    uint64_t begin, cpu, count = 0;
-    int fds[SOCKETS];
-    pthread_t thread;
-    bool good = true;
+    for (unsigned first = 0, end; first < n_results; first = end) {
+        end = end_of_task(first);
+        for (unsigned i = 0; i < end - first; i++) {
+            Result *r = &results[first + (i + round) % (end - first)];
+            Cost cost = {0, 0};
 
-    bench_pin(0);
-    drain_open(&d, fds, way->domain);
-    ring_open(&ring);
-    pthread_create(&thread, NULL, drain, &d);
-    begin = bench_now();
-    cpu = cpu_now();
-    while (bench_now() - begin < ns && good) {
-        if (way->how == SEND_CALL) {
-            send_by_calls(fds, message, way->size);
-        } else {
-            good = send_by_ring(&ring, fds, message, way);
-        }
-        count += SOCKETS;
-    }
-    cost->wall_ns = (double)(bench_now() - begin) / (double)count;
-    cost->cpu_ns = (double)(cpu_now() - cpu) / (double)count;
-    for (int i = 0; i < SOCKETS; i++) {
-        shutdown(fds[i], SHUT_RDWR);
-        close(fds[i]);
-    }
-    pthread_join(thread, NULL);
-    for (int i = 0; i < SOCKETS; i++) {
-        close(d.fds[i]);
-    }
-    close(d.epoll);
-    io_uring_queue_exit(&ring);
-    return good;
-}
-
-/* --- receive --------------------------------------------------------------*/
-
-enum { RECV_POLL, RECV_RING, RECV_MULTISHOT, RECV_MULTISHOT_IN_PLACE };
-
-enum {
-    RECV_LARGEST = 4096,
-    RECV_BUFFERS = 2 * SOCKETS, /* of the ring; a power of two */
-    RECV_GROUP = 1,
-};
-
-typedef struct Feeder {
-    int fds[SOCKETS];
-    int wanted; /* an eventfd: all has come, send the next */
-    size_t size;
-    atomic_bool stop;
-} Feeder;
-
-/* Where the messages go, and what brings them there. */
-typedef struct Receiver {
-    const Way *way;
-    struct io_uring ring;
-    struct io_uring_buf_ring *buffers;
-    int fds[SOCKETS];
-    bool armed[SOCKETS];
-    char places[SOCKETS][RECV_LARGEST];
-    char room[RECV_BUFFERS][RECV_LARGEST];
-} Receiver;
-
-static void *feed(void *opaque)
-{
-    static const char message[RECV_LARGEST];
-    Feeder *f = opaque;
-    uint64_t n;
-
-    bench_pin(1);
-    while (read(f->wanted, &n, sizeof(n)) == (ssize_t)sizeof(n) &&
-           !atomic_load(&f->stop)) {
-        for (int i = 0; i < SOCKETS; i++) {
-            bench_check(send(f->fds[i], message, f->size, 0) ==
-                            (ssize_t)f->size,
-                        "a message can be sent at once");
+            r->failed = r->failed || !r->way->run(r->way, ns, &cost);
+            r->wall[round] = cost.wall_ns;
+            r->cpu[round] = cost.cpu_ns;
         }
     }
-    return NULL;
 }
 
-static void want_more(const Feeder *f)
+static void print_spread(double *values, unsigned rounds)
 {
-    uint64_t one = 1;
-
-    bench_check(write(f->wanted, &one, sizeof(one)) == (ssize_t)sizeof(one),
-                "more can be asked for");
+    qsort(values, rounds, sizeof(*values), bench_compare);
+    printf(" %9.0f %9.0f %9.0f",
+           (values[(rounds - 1) / 2] + values[rounds / 2]) / 2, values[0],
+           values[rounds - 1]);
 }
 
-static bool is_multishot(const Receiver *r)
+static void print_result(Result *r, unsigned rounds)
 {
-    return r->way->how == RECV_MULTISHOT ||
-           r->way->how == RECV_MULTISHOT_IN_PLACE;
-}
-
-static void lend_buffer(Receiver *r, unsigned id)
-{
-    io_uring_buf_ring_add(r->buffers, r->room[id], RECV_LARGEST,
-                          (unsigned short)id,
-                          io_uring_buf_ring_mask(RECV_BUFFERS), 0);
-    io_uring_buf_ring_advance(r->buffers, 1);
-}
-
-/* Returns false if the kernel has no rings of buffers. */
-static bool lend_buffers(Receiver *r)
-{
-    struct io_uring_buf_reg reg = {
-        .ring_entries = RECV_BUFFERS,
-        .bgid = RECV_GROUP,
-    };
-    void *memory;
-
-    bench_check(!posix_memalign(&memory, 4096, 4096), "there is memory");
-    r->buffers = memory;
-    reg.ring_addr = (uintptr_t)memory;
-    if (io_uring_register_buf_ring(&r->ring, &reg, 0) < 0) {
-        return false;
-    }
-    io_uring_buf_ring_init(r->buffers);
-    for (unsigned i = 0; i < RECV_BUFFERS; i++) {
-        lend_buffer(r, i);
-    }
-    return true;
-}
-
-static void arm(Receiver *r, unsigned i)
-{
-    struct io_uring_sqe *sqe = ring_sqe(&r->ring);
-
-    if (r->way->how == RECV_POLL) {
-        io_uring_prep_poll_add(sqe, r->fds[i], POLLIN);
-    } else if (r->way->how == RECV_RING) {
-        io_uring_prep_recv(sqe, r->fds[i], r->places[i], r->way->size, 0);
-        sqe->ioprio |= IORING_RECVSEND_POLL_FIRST;
+    printf("%-20s %-38s", r->way->task, r->way->name);
+    if (r->failed) {
+        printf(" %9s", "-");
     } else {
-        io_uring_prep_recv_multishot(sqe, r->fds[i], NULL, 0, 0);
-        sqe->flags |= IOSQE_BUFFER_SELECT;
-        sqe->buf_group = RECV_GROUP;
+        print_spread(r->wall, rounds);
+        print_spread(r->cpu, rounds);
     }
-    io_uring_sqe_set_data64(sqe, i);
-    r->armed[i] = true;
-}
-
-/* Returns how many bytes have come to their place. */
-static ssize_t received(Receiver *r, unsigned i, const struct io_uring_cqe *cqe)
-{
-    unsigned id = cqe->flags >> IORING_CQE_BUFFER_SHIFT;
-
-    r->armed[i] = cqe->flags & IORING_CQE_F_MORE;
-    if (r->way->how == RECV_POLL) {
-        return recv(r->fds[i], r->places[i], r->way->size, MSG_DONTWAIT);
-    }
-    if (cqe->res > 0 && is_multishot(r)) {
-        if (r->way->how == RECV_MULTISHOT) {
-            memcpy(r->places[i], r->room[id], (size_t)cqe->res);
-        }
-        lend_buffer(r, id);
-    }
-    return cqe->res;
-}
-
-/* Receive one from each, all in one pass, as a server does that has much to do.
- * Returns false where the kernel refuses. */
-static bool receive_all(Receiver *r)
-{
-    unsigned due = SOCKETS;
-    struct io_uring_cqe *cqe;
-
-    for (unsigned i = 0; i < SOCKETS; i++) {
-        if (!r->armed[i]) {
-            arm(r, i);
-        }
-    }
-    while (due > 0) {
-        io_uring_submit_and_wait(&r->ring, due);
-        while (due > 0 && io_uring_peek_cqe(&r->ring, &cqe) == 0) {
-            ssize_t n = received(r, (unsigned)cqe->user_data, cqe);
-
-            io_uring_cqe_seen(&r->ring, cqe);
-            if (n < 0) {
-                return false;
-            }
-            bench_check((size_t)n == r->way->size, "a message comes whole");
-            due--;
-        }
-    }
-    return true;
-}
-
-static void receiver_open(Receiver *r, Feeder *f, const Way *way)
-{
-    r->way = way;
-    r->buffers = NULL;
-    f->size = way->size;
-    atomic_store(&f->stop, false);
-    f->wanted = eventfd(0, EFD_CLOEXEC);
-    for (int i = 0; i < SOCKETS; i++) {
-        int pair[2];
-
-        bench_check(!socketpair(AF_UNIX, SOCK_STREAM, 0, pair),
-                    "there are sockets");
-        f->fds[i] = pair[0];
-        r->fds[i] = pair[1];
-        r->armed[i] = false;
-    }
-    ring_open(&r->ring);
-}
-
-static void receiver_close(Receiver *r, Feeder *f)
-{
-    io_uring_queue_exit(&r->ring);
-    free(r->buffers);
-    for (int i = 0; i < SOCKETS; i++) {
-        close(f->fds[i]);
-        close(r->fds[i]);
-    }
-    close(f->wanted);
-}
-
-static bool run_receive(const Way *way, uint64_t ns, Cost *cost)
-{
-    static Receiver r;
-    static Feeder f;
-    uint64_t begin, cpu, count = 0;
-    pthread_t thread;
-    bool good;
-
-    bench_pin(0);
-    receiver_open(&r, &f, way);
-    good = !is_multishot(&r) || lend_buffers(&r);
-    pthread_create(&thread, NULL, feed, &f);
-    begin = bench_now();
-    cpu = cpu_now();
-    while (good && bench_now() - begin < ns) {
-        want_more(&f);
-        good = receive_all(&r);
-        count += SOCKETS;
-    }
-    cost->wall_ns = (double)(bench_now() - begin) / (double)count;
-    cost->cpu_ns = (double)(cpu_now() - cpu) / (double)count;
-    atomic_store(&f.stop, true);
-    want_more(&f);
-    pthread_join(thread, NULL);
-    receiver_close(&r, &f);
-    return good;
-}
-
-/* --- accept ---------------------------------------------------------------*/
-
-enum { ACCEPT_CALL, ACCEPT_RING, ACCEPT_MULTISHOT };
-
-typedef struct Knocker {
-    struct sockaddr_un address;
-    socklen_t length;
-    atomic_bool stop;
-    atomic_bool last; /* of the connections is the next one */
-} Knocker;
-
-static int knock_once(const Knocker *k)
-{
-    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
-
-    bench_check(!connect(fd, (const struct sockaddr *)&k->address, k->length),
-                "the listener takes connections");
-    return fd;
-}
-
-static void *knock(void *opaque)
-{
-    Knocker *k = opaque;
-
-    bench_pin(1);
-    while (!atomic_load(&k->stop)) {
-        int fds[SOCKETS];
-        char byte;
-
-        for (int i = 0; i < SOCKETS; i++) {
-            fds[i] = knock_once(k);
-        }
-        for (int i = 0; i < SOCKETS; i++) {
-            bench_check(recv(fds[i], &byte, 1, 0) == 0, "it closes them");
-            close(fds[i]);
-        }
-    }
-    atomic_store(&k->last, true);
-    close(knock_once(k));
-    return NULL;
-}
-
-/* Accept until nobody is there; then have the ring tell of the next. */
-static unsigned accept_by_calls(struct io_uring *ring, int listener)
-{
-    unsigned n = 0;
-    struct io_uring_cqe *cqe;
-    int fd;
-
-    while ((fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC)) >= 0) {
-        close(fd);
-        n++;
-    }
-    io_uring_prep_poll_add(ring_sqe(ring), listener, POLLIN);
-    io_uring_submit_and_wait(ring, 1);
-    if (io_uring_peek_cqe(ring, &cqe) == 0) {
-        io_uring_cqe_seen(ring, cqe);
-    }
-    return n;
-}
-
-/* Completions are connections.  Returns how many. */
-static unsigned accept_by_ring(struct io_uring *ring, int listener, int how)
-{
-    struct io_uring_cqe *cqe;
-    unsigned head, n = 0;
-    bool again = false;
-
-    io_uring_submit_and_wait(ring, 1);
-    io_uring_for_each_cqe(ring, head, cqe)
-    {
-        n++;
-        bench_check(cqe->res >= 0, "the ring accepts");
-        close(cqe->res);
-        again |= !(cqe->flags & IORING_CQE_F_MORE);
-    }
-    io_uring_cq_advance(ring, n);
-    if (again && how == ACCEPT_MULTISHOT) {
-        io_uring_prep_multishot_accept(ring_sqe(ring), listener, NULL, NULL,
-                                       SOCK_CLOEXEC);
-    } else if (again) {
-        io_uring_prep_accept(ring_sqe(ring), listener, NULL, NULL,
-                             SOCK_CLOEXEC);
-    }
-    return n;
-}
-
-static int listener_open(Knocker *k, int how)
-{
-    int flags = how == ACCEPT_CALL ? SOCK_NONBLOCK : 0;
-    int listener = socket(AF_UNIX, SOCK_STREAM | flags, 0);
-
-    /* The kernel chooses an abstract name. */
-    k->address.sun_family = AF_UNIX;
-    k->length = sizeof(k->address);
-    bench_check(!bind(listener, (struct sockaddr *)&k->address,
-                      sizeof(sa_family_t)) &&
-                    !listen(listener, 2 * SOCKETS) &&
-                    !getsockname(listener, (struct sockaddr *)&k->address,
-                                 &k->length),
-                "there is an address to listen at");
-    return listener;
-}
-
-static bool run_accept(const Way *way, uint64_t ns, Cost *cost)
-{
-    Knocker k = {.stop = false};
-    int listener = listener_open(&k, way->how);
-    uint64_t begin, cpu, count = 0;
-    struct io_uring ring;
-    pthread_t thread;
-
-    bench_pin(0);
-    ring_open(&ring);
-    if (way->how == ACCEPT_MULTISHOT) {
-        io_uring_prep_multishot_accept(ring_sqe(&ring), listener, NULL, NULL,
-                                       SOCK_CLOEXEC);
-    } else if (way->how == ACCEPT_RING) {
-        io_uring_prep_accept(ring_sqe(&ring), listener, NULL, NULL,
-                             SOCK_CLOEXEC);
-    }
-    begin = bench_now();
-    cpu = cpu_now();
-    pthread_create(&thread, NULL, knock, &k);
-    while (!atomic_load(&k.last)) {
-        count += way->how == ACCEPT_CALL
-                     ? accept_by_calls(&ring, listener)
-                     : accept_by_ring(&ring, listener, way->how);
-        atomic_store(&k.stop, bench_now() - begin > ns);
-    }
-    cost->wall_ns = (double)(bench_now() - begin) / (double)count;
-    cost->cpu_ns = (double)(cpu_now() - cpu) / (double)count;
-    pthread_join(thread, NULL);
-    io_uring_queue_exit(&ring);
-    close(listener);
-    return true;
-}
-
-/* --- all of them ----------------------------------------------------------*/
-
-#define SENDS(task, bytes, family)                                             \
-    {task, "send()", run_send, bytes, family, SEND_CALL},                      \
-        {task, "the ring's SEND", run_send, bytes, family, SEND_RING}
-
-#define SENDS_ZC(task, bytes)                                                  \
-    SENDS(task, bytes, AF_INET),                                               \
-    {                                                                          \
-        task, "the ring's SEND_ZC", run_send, bytes, AF_INET, SEND_RING_ZC     \
-    }
-
-#define RECEIVES(task, bytes)                                                  \
-    {task, "poll by the ring, then recv()", run_receive, bytes, 0, RECV_POLL}, \
-        {task, "the ring's RECV", run_receive, bytes, 0, RECV_RING},           \
-        {task, "multishot, copied", run_receive, bytes, 0, RECV_MULTISHOT},    \
-    {                                                                          \
-        task, "multishot, left in the ring's buffer", run_receive, bytes, 0,   \
-            RECV_MULTISHOT_IN_PLACE                                            \
-    }
-
-static const Way ways[] = {
-    {"wake", "eventfd, polled by the ring", run_wake, 0, 0, WAKE_EVENT},
-    {"wake", "futex, waited for by the ring", run_wake, 0, 0, WAKE_FUTEX},
-    {"wake", "MSG_RING at once", run_wake, 0, 0, WAKE_MSG},
-    {"wake", "MSG_RING with one's own next wait", run_wake, 0, 0,
-     WAKE_MSG_LATE},
-    SENDS("send 64 B, UNIX", 64, AF_UNIX),
-    SENDS("send 32 KiB, UNIX", 32 << 10, AF_UNIX),
-    SENDS_ZC("send 64 B, TCP", 64),
-    SENDS_ZC("send 32 KiB, TCP", 32 << 10),
-    SENDS_ZC("send 1 MiB, TCP", 1 << 20),
-    RECEIVES("receive 64 B, UNIX", 64),
-    RECEIVES("receive 4 KiB, UNIX", 4096),
-    {"accept", "accept4(), then poll by the ring", run_accept, 0, 0,
-     ACCEPT_CALL},
-    {"accept", "the ring's ACCEPT", run_accept, 0, 0, ACCEPT_RING},
-    {"accept", "the ring's ACCEPT, multishot", run_accept, 0, 0,
-     ACCEPT_MULTISHOT},
-};
-
-enum { WAYS = sizeof(ways) / sizeof(ways[0]) };
-
-static int compare(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-
-    return (x > y) - (x < y);
-}
-
-static void print_way(const Way *way, double *wall, double *cpu, int rounds)
-{
-    qsort(wall, (size_t)rounds, sizeof(*wall), compare);
-    qsort(cpu, (size_t)rounds, sizeof(*cpu), compare);
-    printf("%-20s %-38s %9.0f %9.0f %9.0f %9.0f\n", way->task, way->name,
-           wall[rounds / 2], wall[0], cpu[rounds / 2], cpu[0]);
+    printf("\n");
 }
 
 int main(int argc, char **argv)
 {
-    static double wall[WAYS][ROUNDS_MAX], cpu[WAYS][ROUNDS_MAX];
-    int rounds = argc > 1 ? atoi(argv[1]) : 7;
-    uint64_t ns = (argc > 2 ? (uint64_t)atoi(argv[2]) : 200) * 1000000;
-    bool works[WAYS];
+    unsigned long rounds = argc > 1 ? strtoul(argv[1], NULL, 10) : 7;
+    uint64_t ns = (argc > 2 ? strtoul(argv[2], NULL, 10) : 200) * 1000000;
+    const char *task = argc > 3 ? argv[3] : "";
 
-    bench_check(rounds >= 1 && rounds <= ROUNDS_MAX && ns > 0,
-                "the arguments are ROUNDS (1 to 100) and MILLISECONDS");
-    for (int round = 0; round < rounds; round++) {
-        for (int i = 0; i < WAYS; i++) {
-            Cost cost = {0, 0};
-
-            works[i] = ways[i].run(&ways[i], ns, &cost);
-            wall[i][round] = cost.wall_ns;
-            cpu[i][round] = cost.cpu_ns;
-        }
+    bench_check(rounds >= 1 && rounds <= ROUNDS_MAX && ns > 0 && argc <= 4,
+                "the arguments are ROUNDS (1 to 100), MILLISECONDS and TASK");
+    choose(wake_ways, task);
+    choose(socket_ways, task);
+    choose(file_ways, task);
+    for (unsigned round = 0; round < rounds; round++) {
+        run_round(round, ns);
     }
-    printf("%-20s %-38s %9s %9s %9s %9s\n", "ns for one", "", "passed",
-           "least", "CPU", "least");
-    for (int i = 0; i < WAYS; i++) {
-        if (works[i]) {
-            print_way(&ways[i], wall[i], cpu[i], rounds);
-        } else {
-            printf("%-20s %-38s         -\n", ways[i].task, ways[i].name);
-        }
+    printf("%-59s %9s %9s %9s %9s %9s %9s\n", "ns for one", "passed", "least",
+           "most", "CPU", "least", "most");
+    for (unsigned i = 0; i < n_results; i++) {
+        print_result(&results[i], (unsigned)rounds);
     }
     return 0;
 }
