@@ -10,7 +10,7 @@ IMAGE ?=
 export PREFIX DESTDIR IMAGE SOCKET TCP JOBS
 
 .PHONY: build serve test test-quick test-matrix explore soak fuzz bench
-.PHONY: bench-plots install
+.PHONY: bench-plots bench-features install
 .PHONY: format clean help
 
 build: ## build the library and coaio-nbd (default)
@@ -57,6 +57,12 @@ bench-plots: ## measure how costs grow, and draw docs/plots
 	@bench/scale build/bench/tree docs/plots/scale.json
 	@bench/plot docs/plots/scale.json docs/plots
 
+bench-features: ## measure what each feature of io_uring is worth
+	@scripts/install-deps build
+	@scripts/configure build/bench/tree -Dbench=true -Dtests=false
+	@ninja -j$(JOBS) -C build/bench/tree
+	@bench/features build/bench/tree build/bench
+
 install: build ## install below PREFIX (DESTDIR is put in front)
 	@scripts/install $(BUILD)
 
@@ -68,5 +74,5 @@ clean: ## remove everything that was built
 	rm -rf build
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' \
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' \
 	    Makefile

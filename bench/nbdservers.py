@@ -179,7 +179,10 @@ class CoaioNbd(Server):
         return self.spawn(
             self.executable(), *listen, '--export', f'bench={source}',
             '--threads', str(self.threads), *options,
-            environment={'COAIO_ENGINE': self.engine} if self.engine else {})
+            environment=self.environment())
+
+    def environment(self):
+        return {'COAIO_ENGINE': self.engine} if self.engine else {}
 
 
 class CoaioNbdEpoll(CoaioNbd):
