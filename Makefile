@@ -44,11 +44,11 @@ soak: ## the threaded tests, over and over, where schedules are rare: SECONDS=60
 fuzz: ## coaio-nbd's parsers, each for SECONDS=15; clang's libFuzzer
 	@scripts/fuzz $(SECONDS)
 
-bench: ## compare with the rivals; writes build/bench/results.json
+bench: ## compare with the rivals; writes RESULTS=build/bench/results.json
 	@scripts/install-deps build bench
 	@scripts/configure build/bench/tree -Dbench=true -Dtests=false
 	@ninja -j$(JOBS) -C build/bench/tree
-	@bench/run build/bench/tree build/bench
+	@bench/run build/bench/tree $(or $(RESULTS),build/bench/results.json)
 
 bench-plots: ## measure how costs grow, and draw docs/plots
 	@scripts/install-deps build bench plots

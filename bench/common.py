@@ -108,6 +108,11 @@ def lines_of(value, depth, indent=''):
     return f'{ends[0]}\n{body}\n{indent}{ends[1]}'
 
 
+def path_of(output, name):
+    """A file that is named by itself, or by the folder that it goes to."""
+    return output if output.endswith('.json') else os.path.join(output, name)
+
+
 def write_json(path, results, depths):
     """Write results so that a diff shows the rows that differ.
 
