@@ -5,9 +5,12 @@ Durability: FLUSH and FUA, judged by a recording of the server's calls.
 
 The server runs with shim.c preloaded; recorder.py says what must hold.  The
 checker itself is held by specimens, recordings made up here that it must
-reject, and by a build of the server without the sync ($COAIO_NBD_NO_SYNC).
+reject, and by a build of the server without the sync ($COAIO_NBD_NO_SYNC);
+what the shim records of a ring, by a program of which it is known what its ring
+does ($COAIO_RING_CALLS).
 """
 
+import errno
 import os
 import random
 
@@ -317,6 +320,87 @@ def the_checker_rejects_specimens(_box):
         assert violations(order) > 0, name
     assert violations(GOOD, lambda calls: broken(calls["sync"])) > 0
     assert violations(GOOD, lambda calls: of_another_file(calls["sync"])) > 0
+
+
+# The shim checked, where it sees a ring.
+
+def ring_calls(box, *steps, errors=(), **limits):
+    """
+    Returns the results of what was queued, and the recording.  errors are those
+    to fail with, as (kind, error).
+    """
+    program = os.environ.get("COAIO_RING_CALLS")
+    if not program:
+        raise Skip("COAIO_RING_CALLS is not set")
+    shim = box.shim(record=True, record_size=MIB)
+    shim.limit(**limits)
+    for kind, error in errors:
+        shim.fail(kind, error)
+    env = {**os.environ, **shim.environment()}
+    text = run(program, box.image("calls.img", size=0), *steps, status=None,
+               env=env)
+    if text.startswith("no io_uring"):
+        raise Skip(text.strip())
+    results = [int(line) for line in text.split()]
+    return results, recorder.Recording.load(shim.log_path)
+
+
+def contents(box):
+    with open(box.path("calls.img"), "rb") as file:
+        return file.read()
+
+
+@case
+def what_a_ring_does_at_once_is_recorded_at_once(box):
+    """Such a sync does not count: it began before the write had ended."""
+    results, recording = ring_calls(box, "write", "sync", "enter", "wait")
+    (write,) = recording.of(recorder.WRITE)
+    (sync,) = recording.of(recorder.SYNC)
+    eq(results, [4, 0], "results")
+    eq((write.result, sync.result), (4, 0), "results in the recording")
+    assert write.begin < sync.begin < min(write.end, sync.end)
+
+
+@case
+def what_a_ring_does_in_turn_is_recorded_in_turn(box):
+    """Though the completions come while nobody is in the kernel for them."""
+    _, recording = ring_calls(box, "write", "enter", "wait", "sync", "enter",
+                              "wait", "send")
+    (write,) = recording.of(recorder.WRITE)
+    (sync,) = recording.of(recorder.SYNC)
+    (send,) = recording.of(recorder.SEND)
+    assert write.end < sync.begin < sync.end < send.begin < send.end
+    assert write.by_ring and sync.by_ring and not send.by_ring
+
+
+@case
+def what_the_kernel_has_not_taken_has_not_begun(box):
+    results, recording = ring_calls(box, "refused", "sync", "enter", "write",
+                                    "enter", "wait")
+    eq(results, [-errno.EINVAL, 0, 4], "results")
+    first, second = recording.of(recorder.SYNC)
+    (write,) = recording.of(recorder.WRITE)
+    eq(first.end, recorder.NOT_YET, "end of the sync that was not taken")
+    eq((second.result, write.result), (0, 4), "results in the recording")
+    assert first.begin < second.begin < write.begin < second.end
+    # And it is put back: what was to be cut short or interrupted, too.
+    for limits, results in (({"interrupt": 2}, [-errno.EINVAL, 4]),
+                            ({"file": 3}, [-errno.EINVAL, 3])):
+        eq(ring_calls(box, "refused", "write", "enter", "enter", "wait",
+                      **limits)[0], results, f"results with {limits}")
+        eq(contents(box), b"data"[:results[1]], "contents")
+
+
+@case
+def what_is_to_fail_fails_on_a_ring_too(box):
+    expected = [-errno.EIO, -errno.EDQUOT]
+    results, recording = ring_calls(
+        box, "write", "sync", "enter", "wait",
+        errors=((Shim.WRITE, errno.EIO), (Shim.SYNC, errno.EDQUOT)))
+    eq(results, expected, "results")
+    eq([call.result for call in recording.calls if call.by_ring], expected,
+       "results in the recording")
+    eq(contents(box), b"", "contents")
 
 
 main()

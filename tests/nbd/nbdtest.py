@@ -19,6 +19,7 @@ Everything that waits has a limit: sockets, programs, and each case as a whole.
     COAIO_TEST_SEED           seed of what is drawn at random
     COAIO_TEST_LOAD           per cent of the rounds to run
     COAIO_TEST_TIMEOUT_SCALE  factor for all limits of time
+    COAIO_TEST_EXCEPT         cases not to run: patterns, with colons in between
 
 A script takes the names of the cases to run, and --list.
 """
@@ -27,6 +28,7 @@ import atexit
 import contextlib
 import errno
 import faulthandler
+import fnmatch
 import functools
 import mmap
 import os
@@ -130,6 +132,23 @@ def case(function):
     return function
 
 
+def case_on_uring_too(function):
+    """
+    A case that is run once more, with every call on a file by the ring but for
+    syncs, which the server may make as it likes.
+    """
+    def twin(box):
+        box.ring = True
+        function(box)
+        assert box.shims, "nothing was preloaded"
+        for shim in box.shims:
+            shim.check_ring()
+    twin.__name__ = f"{function.__name__}_on_uring"
+    case(function)
+    case(twin)
+    return function
+
+
 def on_alarm(_signal, _frame):
     raise Expired("the case took too long")
 
@@ -164,12 +183,18 @@ def report_case(number, function):
     return True
 
 
+def is_excepted(function):
+    patterns = os.environ.get("COAIO_TEST_EXCEPT", "").split(":")
+    return any(fnmatch.fnmatchcase(function.__name__, p) for p in patterns)
+
+
 def main():
     wanted = sys.argv[1:]
     if wanted == ["--list"]:
         print("\n".join(function.__name__ for function in CASES))
         return
-    cases = [c for c in CASES if not wanted or c.__name__ in wanted]
+    cases = [c for c in CASES
+             if (c.__name__ in wanted if wanted else not is_excepted(c))]
     signal.signal(signal.SIGALRM, on_alarm)
     # Otherwise killed by meson's own limit, it would leave files behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
@@ -242,7 +267,8 @@ def work_root():
 
 def need_disk():
     """Transfers on tmpfs never leave the loop's thread; some cases hold them
-    back for a while and so need a file system that is not."""
+    back for a while, or want the ring to make them, and so need a file system
+    that is not."""
     if file_system(work_root()) in ("tmpfs", "ramfs"):
         raise Skip(f"{work_root()} is a memory file system; set COAIO_TEST_DIR")
 
@@ -300,6 +326,8 @@ class Box:
     def __init__(self):
         self.stack = contextlib.ExitStack()
         self.servers = []
+        self.shims = []
+        self.ring = False   # whether shims are for a ring
         self.dir = None
 
     def __enter__(self):
@@ -365,7 +393,12 @@ class Box:
         return thing
 
     def shim(self, **options):
-        return self.closing(Shim(self, **options))
+        self.shims.append(self.closing(Shim(self, ring=self.ring, **options)))
+        return self.shims[-1]
+
+    def shim_of_ring(self):
+        """For a case that has no use for a shim where there is no ring."""
+        return self.shim() if self.ring else None
 
 
 class Server:
@@ -436,6 +469,8 @@ class Server:
         self.launch()
         for address in self.addresses():
             wait_until(lambda: self.is_listening(address), f"{address}")
+        if self.shim and self.shim.ring:
+            self.need_ring()
 
     def is_listening(self, address):
         if self.process.poll() is not None:
@@ -444,6 +479,13 @@ class Server:
         with contextlib.suppress(OSError), connect(address) as sock:
             return sock.recv(8) == b"NBDMAGIC"
         return False
+
+    def need_ring(self):
+        """The server says so if it must do without."""
+        refused = re.search(r"io_uring does not work here \(.*\)",
+                            self.output())
+        if refused:
+            raise Skip(refused[0])
 
     def stop(self, number=signal.SIGTERM, status=0):
         """Ends the server by a signal and checks that it does so well."""
@@ -589,6 +631,20 @@ def free_port(address):
 
 # The preloaded shim.
 
+def avoided():
+    return os.environ.get("COAIO_URING_WITHOUT", "")
+
+
+def need_uring():
+    """For calls on files; whether the kernel has it, the server must say."""
+    engine = os.environ.get("COAIO_ENGINE") or "auto"
+    if engine not in ("auto", "uring", "io_uring"):
+        raise Skip(f"this is a run on {engine}")
+    if "files" in avoided():
+        raise Skip("COAIO_URING_WITHOUT names files")
+    need_disk()
+
+
 @functools.lru_cache(maxsize=None)
 def shim_library():
     path = os.environ.get("COAIO_NBD_SHIM")
@@ -598,25 +654,36 @@ def shim_library():
     folder = tempfile.mkdtemp(prefix="coaio-nbd-shim-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = os.path.join(folder, "shim.so")
-    subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-D_GNU_SOURCE",
-                    os.path.join(HERE, "shim.c"), "-o", path], check=True)
+    sources = [os.path.join(HERE, name) for name in ("shim.c", "shim_uring.c")]
+    subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-D_GNU_SOURCE", *sources,
+                    "-o", path], check=True)
     return path
 
 
 class Shim:
-    """The test's side of shim.c: its Control, and where it records."""
+    """
+    The test's side of shim.c: its Control, and where it records.
+
+    With ring, every call on a file is an operation of io_uring if the server
+    may make it so: what comes from the page cache without waiting does not
+    come.  Gates hold no operations of a ring.
+    """
 
     READ, WRITE, SYNC, ALLOCATE = range(4)
-    LAYOUT = {"error": 0, "shut": 16, "held": 32, "calls": 48}
+    LAYOUT = {"error": 0, "shut": 16, "held": 32, "calls": 48, "by_ring": 96}
     LOW, HIGH, MOST_FILE, MOST_SOCKET, INTERRUPT = 64, 72, 80, 84, 88
-    NO_THREADS = 96
-    SIZE = 104
+    NO_CACHE, NO_THREADS = 112, 116
+    SIZE = 120
 
-    def __init__(self, box, record=False, record_size=256 * MIB):
+    def __init__(self, box, record=False, record_size=256 * MIB, ring=False):
+        self.ring = ring
+        if ring:
+            need_uring()
         self.control_path = box.path(f"shim{id(self)}.control")
         self.log_path = None
         self.map = self.make(self.control_path, self.SIZE)
         self.concern(0, 2 ** 63)
+        struct.pack_into("=I", self.map, self.NO_CACHE, ring)
         if record:
             self.log_path = box.path(f"shim{id(self)}.log")
             with open(self.log_path, "wb") as log:
@@ -634,11 +701,13 @@ class Shim:
         self.map.close()
 
     def environment(self):
-        # What io_uring does by itself does not pass through the C library.
+        # Of what io_uring does by itself, the shim sees what it does to files.
+        without = ["sockets"] if self.ring else ["files", "sockets"]
         env = {"LD_PRELOAD": shim_library(),
-               "COAIO_URING_WITHOUT": "files,sockets," +
-               os.environ.get("COAIO_URING_WITHOUT", ""),
+               "COAIO_URING_WITHOUT": ",".join([*without, avoided()]),
                "COAIO_SHIM_CONTROL": self.control_path}
+        if self.ring:
+            env["COAIO_ENGINE"] = "uring"
         if self.log_path:
             env["COAIO_SHIM_LOG"] = self.log_path
         return env
@@ -662,6 +731,17 @@ class Shim:
 
     def calls(self, kind):
         return self.get("calls", kind)
+
+    def check_ring(self):
+        """The ring has done something, and nobody else has but for syncs."""
+        names = "reads", "writes", "syncs", "fallocates"
+        made = [self.calls(kind) for kind in range(4)]
+        by_ring = [self.get("by_ring", kind) for kind in range(4)]
+        note("by the ring: " + ", ".join(
+            f"{n} {name}" for n, name in zip(by_ring, names)))
+        made[self.SYNC] = by_ring[self.SYNC]
+        eq(by_ring, made, "calls on files by the ring")
+        assert sum(by_ring) > by_ring[self.SYNC], "the ring has done nothing"
 
     def limit(self, file=0, sock=0, interrupt=0):
         """Move at most that many bytes a call; EINTR on each n-th call."""

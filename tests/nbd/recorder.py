@@ -2,8 +2,10 @@
 """
 Reads what shim.c has recorded of a server, and judges it.
 
-A Recording is a list of calls.  Each has a place where it began and a place
-where it had returned, in one order for all threads of the server.  From the
+A Recording is a list of calls, some of them a ring's (by_ring).  Each has a
+place where it began and a place where it had returned, in one order for all
+threads of the server; the shim would rather place a beginning too early, and an
+end too late, than have the server look better than it is.  From the
 bytes received and sent on each socket the conversation is put together again:
 which request came in where, and where the first byte of its reply left.
 
@@ -27,7 +29,7 @@ import nbdclient as nbd
 READ, WRITE, SYNC, ALLOCATE, RECEIVE, SEND = range(1, 7)
 
 HEADER = struct.Struct("=QQ")
-RECORD = struct.Struct("=IHHiiQqqQII")
+RECORD = struct.Struct("=IHBBiiQqqQII")
 RWF_DSYNC = 2
 RWF_SYNC = 4
 
@@ -38,7 +40,7 @@ class Call:
     """One call; end is NOT_YET if the server was killed before it returned."""
 
     def __init__(self, kind, file, thread, begin, offset=-1, length=0,
-                 flags=0):
+                 flags=0, by_ring=False):
         self.kind = kind
         self.file = file
         self.thread = thread
@@ -47,6 +49,7 @@ class Call:
         self.offset = offset
         self.length = length
         self.flags = flags
+        self.by_ring = by_ring
         self.result = None
         self.data = b""
 
@@ -87,13 +90,14 @@ def read_calls(log):
     calls = {}
     place = 0
     while place < len(log):
-        (size, kind, is_end, thread, _fd, file, offset, result, begin, flags,
-         length) = RECORD.unpack_from(log, place)
+        (size, kind, is_end, by_ring, thread, _fd, file, offset, result, begin,
+         flags, length) = RECORD.unpack_from(log, place)
         if size == 0:
             break   # the server was killed while it wrote this record
         data = log[place + RECORD.size:place + RECORD.size + length]
         if not is_end:
-            call = Call(kind, file, thread, begin, offset, result, flags)
+            call = Call(kind, file, thread, begin, offset, result, flags,
+                        by_ring)
             call.data = data
             calls[begin] = call
         else:

@@ -8,81 +8,38 @@
  *   logged when it begins and when it has returned, in one order for all
  *   threads; recorder.py reads it.  One fetch-and-add on the log's cursor both
  *   makes room for a record and gives it its place in that order: the record
- *   of a beginning is placed before the call, that of the end after it.
+ *   of a beginning is placed before the call, that of the end after it.  (So
+ *   what the recording says has ended before something else began, has.)
  * - inject: the file that COAIO_SHIM_CONTROL names is a Control, shared with
  *   the test.  Calls on files fail, or transfer little, as it says.
  * - hold: calls on files wait while a gate in the Control is shut, so that a
  *   test can have a request in flight for as long as it likes.
  *
  * A transfer that asks not to block (RWF_NOWAIT) gets EAGAIN at a shut gate,
- * as it would for data that is not in the page cache.
+ * as it would for data that is not in the page cache; or always, if the Control
+ * says that nothing is.
+ *
+ * What io_uring does with files by itself, shim_uring.c records and injects.
  */
 
 #undef _FILE_OFFSET_BITS
+
+#include "shim.h"
 
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdarg.h>
-#include <stdatomic.h>
-#include <stdbool.h>
 #include <stddef.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
-
-#define EXPORT __attribute__((visibility("default")))
-
-enum {
-    MAX_IOV = 64
-};
-
-/* Numbers that recorder.py knows, too. */
-typedef enum Kind {
-    KIND_READ = 1, /* from a file */
-    KIND_WRITE,    /* to a file */
-    KIND_SYNC,
-    KIND_ALLOCATE,
-    KIND_RECEIVE, /* from a socket */
-    KIND_SEND,    /* to a socket */
-    KIND_MAX,
-} Kind;
-
-/* The classes of calls that a Control treats alike. */
-typedef enum Class {
-    CLASS_READ,
-    CLASS_WRITE,
-    CLASS_SYNC,
-    CLASS_ALLOCATE,
-    CLASS_MAX,
-} Class;
-
-/*
- * Shared with the test; nbdtest.py has the same layout.  The test writes
- * everything but held and calls.
- */
-typedef struct Control {
-    atomic_uint error[CLASS_MAX]; /* errno value to fail with; 0: none */
-    atomic_uint shut[CLASS_MAX];  /* whether the gate is shut */
-    atomic_uint held[CLASS_MAX];  /* calls that wait at the gate now */
-    atomic_uint calls[CLASS_MAX]; /* calls made so far, failed ones too */
-    atomic_ullong low;            /* error and shut concern transfers that */
-    atomic_ullong high;           /* touch [low, high), and every sync */
-    atomic_uint most_file;        /* most bytes a file transfer moves; 0: any */
-    atomic_uint most_socket;      /* the same for sockets */
-    atomic_uint interrupt;        /* each n-th call gives EINTR; 0: none */
-    atomic_uint countdown;
-    atomic_uint no_threads; /* errno value that starting one fails with */
-} Control;
 
 typedef struct Log {
     atomic_ullong cursor; /* the next record's place; may pass the end */
@@ -93,7 +50,8 @@ typedef struct Record {
     uint32_t size; /* of the whole record, data and padding included;
                           stored last, so that 0 means "not complete" */
     uint16_t kind;
-    uint16_t is_end;
+    uint8_t is_end;
+    uint8_t by_ring;
     int32_t thread;
     int32_t fd;
     uint64_t file;  /* inode number of the file or socket */
@@ -105,21 +63,8 @@ typedef struct Record {
     uint32_t data;  /* bytes that follow */
 } Record;
 
-/* One call under way. */
-typedef struct Call {
-    Kind kind;
-    Class class;
-    int fd;
-    mode_t type;
-    uint64_t file;
-    off_t offset;
-    int64_t length;
-    uint32_t flags;
-    uint64_t begin;
-} Call;
-
 static Control no_control;
-static Control *control = &no_control;
+Control *control = &no_control;
 static Log *the_log;
 
 static void *map_file(const char *variable, size_t *size)
@@ -161,28 +106,16 @@ __attribute__((constructor)) static void shim_start(void)
     }
 }
 
-static void *next(const char *name)
+void *next(const char *name)
 {
     void *function = dlsym(RTLD_NEXT, name);
 
     if (!function) {
-        fprintf(stderr, "shim: the C library has no %s\n", name);
+        fprintf(stderr, "shim: no library has %s\n", name);
         abort();
     }
     return function;
 }
-
-/* The function behind the one being defined, looked up once. */
-#define REAL(name)                             \
-    ({                                         \
-        static _Atomic(void *) real_;          \
-        void *function_ = atomic_load(&real_); \
-        if (!function_) {                      \
-            function_ = next(#name);           \
-            atomic_store(&real_, function_);   \
-        }                                      \
-        (__typeof__(&name))function_;          \
-    })
 
 /*
  * Recording.
@@ -213,6 +146,7 @@ static uint64_t record(const Call *call, bool is_end, int64_t result,
     r = (Record *)((char *)(the_log + 1) + place);
     r->kind = (uint16_t)call->kind;
     r->is_end = is_end;
+    r->by_ring = call->by_ring;
     r->thread = (int32_t)syscall(SYS_gettid);
     r->fd = call->fd;
     r->file = call->file;
@@ -230,6 +164,7 @@ static void call_begins(Call *call, const struct iovec *iov, int count)
 {
     size_t length = call->kind == KIND_SEND ? (size_t)call->length : 0;
 
+    look_at_rings();
     if (the_log) {
         call->begin = record(call, false, call->length, iov, count, length);
     }
@@ -251,6 +186,20 @@ static void call_ends(Call *call, int64_t result, const struct iovec *iov,
     errno = error;
 }
 
+void record_begin(Call *call)
+{
+    if (the_log) {
+        call->begin = record(call, false, call->length, NULL, 0, 0);
+    }
+}
+
+void record_end(const Call *call, int64_t result)
+{
+    if (the_log) {
+        record(call, true, result, NULL, 0, 0);
+    }
+}
+
 /*
  * Injecting and holding.
  */
@@ -267,20 +216,30 @@ static bool call_concerned(const Call *call)
            (uint64_t)call->offset + (uint64_t)call->length > low;
 }
 
+static bool asks_not_to_block(const Call *call)
+{
+#ifdef RWF_NOWAIT
+    return !call->by_ring && call->class <= CLASS_WRITE &&
+           (call->flags & RWF_NOWAIT);
+#else
+    (void)call;
+    return false;
+#endif
+}
+
 /* Returns 0, or the errno value to fail with. */
-static int wait_at_gate(Call *call)
+static int wait_at_gate(const Call *call)
 {
     const struct timespec pause = {.tv_nsec = 1000000};
     atomic_uint *held = &control->held[call->class];
 
-    if (!atomic_load(&control->shut[call->class])) {
+    /* A ring that is held would hold all that its thread has to do. */
+    if (!atomic_load(&control->shut[call->class]) || call->by_ring) {
         return 0;
     }
-#ifdef RWF_NOWAIT
-    if (call->class != CLASS_ALLOCATE && (call->flags & RWF_NOWAIT)) {
+    if (asks_not_to_block(call)) {
         return EAGAIN;
     }
-#endif
     atomic_fetch_add(held, 1);
     while (atomic_load(&control->shut[call->class])) {
         nanosleep(&pause, NULL);
@@ -289,18 +248,20 @@ static int wait_at_gate(Call *call)
     return 0;
 }
 
-static bool interrupts(void)
+bool interrupts(void)
 {
     unsigned every = atomic_load(&control->interrupt);
 
     return every && atomic_fetch_add(&control->countdown, 1) % every == 0;
 }
 
-/* Returns 0, or the errno value that a call on a file is to fail with. */
-static int file_call_enters(Call *call)
+int file_call_enters(const Call *call)
 {
     int error;
 
+    if (asks_not_to_block(call) && atomic_load(&control->no_cache)) {
+        return EAGAIN;
+    }
     atomic_fetch_add(&control->calls[call->class], 1);
     if (!call_concerned(call)) {
         return 0;
@@ -312,9 +273,8 @@ static int file_call_enters(Call *call)
     return error;
 }
 
-/* Describes a call; false if the shim has nothing to do with its fd. */
-static bool call_init(Call *call, Kind kind, int fd, off_t offset,
-                      int64_t length, uint32_t flags)
+bool call_init(Call *call, Kind kind, int fd, off_t offset, int64_t length,
+               uint32_t flags)
 {
     static const Class classes[KIND_MAX] = {
         [KIND_READ] = CLASS_READ,
@@ -346,17 +306,7 @@ static bool call_init(Call *call, Kind kind, int fd, off_t offset,
     return call->type == S_IFREG || call->type == S_IFBLK;
 }
 
-/* The buffers of a transfer, perhaps fewer than the caller has given. */
-typedef struct Buffers {
-    const struct iovec *iov;
-    int count;
-    int64_t length;
-    struct iovec cut[MAX_IOV];
-} Buffers;
-
-/* Shortens a transfer to @most bytes, if that is not 0. */
-static void buffers_init(Buffers *b, const struct iovec *iov, int count,
-                         size_t most)
+void buffers_init(Buffers *b, const struct iovec *iov, int count, size_t most)
 {
     size_t left = most;
 
