@@ -10,8 +10,8 @@ import subprocess
 
 import nbdclient as nbd
 import recorder
-from nbdtest import (KIB, MIB, Skip, case, eq, main, pattern, rounds, run,
-                     seed)
+from nbdtest import (KIB, MIB, Skip, case, case_on_uring_too, eq, main,
+                     pattern, rounds, run, seed)
 
 SIZE = 16 * MIB
 
@@ -58,11 +58,12 @@ def check_all_commands(client):
     eq(sum(e.length for e in client.status(0, SIZE)), SIZE, "extents")
 
 
-@case
+@case_on_uring_too
 def all_commands(box):
     device, _ = loop_device(box)
+    shim = box.shim_of_ring()
     for options in [], ["--direct"]:
-        server = box.server(f"disk={device}", options=options)
+        server = box.server(f"disk={device}", options=options, shim=shim)
         with nbd.Client(server.address()) as client:
             client.ready("disk")
             check_all_commands(client)
@@ -71,10 +72,11 @@ def all_commands(box):
         server.stop()
 
 
-@case
+@case_on_uring_too
 def writes_of_any_alignment_past_the_page_cache(box):
     device, image = loop_device(box)
-    server = box.server(f"disk={device}", options=["--direct"])
+    server = box.server(f"disk={device}", options=["--direct"],
+                        shim=box.shim_of_ring())
     random_ = random.Random(seed())
     model = bytearray(pattern(MIB) + bytes(MIB))
     with nbd.Client(server.address()) as client:
@@ -93,11 +95,11 @@ def writes_of_any_alignment_past_the_page_cache(box):
         eq(file.read(len(model)), bytes(model), "the file behind it")
 
 
-@case
+@case_on_uring_too
 def a_device_that_is_read_only(box):
     """It can be served as such, and is refused otherwise."""
     device, _ = loop_device(box, read_only=True)
-    server = box.server(f"disk={device},ro")
+    server = box.server(f"disk={device},ro", shim=box.shim_of_ring())
     with nbd.Client(server.address()) as client:
         client.ready("disk")
         eq(client.read(0, MIB), pattern(MIB), "data")
@@ -105,7 +107,7 @@ def a_device_that_is_read_only(box):
         client.disconnect()
 
 
-@case
+@case_on_uring_too
 def durability(box):
     device, _ = loop_device(box)
     shim = box.shim(record=True)
@@ -123,12 +125,13 @@ def durability(box):
                                        os.stat(device).st_ino)
     eq(report.violations, [], "violations")
     eq((report.flushes, report.fuas), (20, 20), "flushes and FUA")
+    eq(report.by_ring, report.changes if box.ring else 0, "writes by the ring")
 
 
-@case
+@case_on_uring_too
 def qemu_img(box):
     device, _ = loop_device(box)
-    server = box.server(f"disk={device}")
+    server = box.server(f"disk={device}", shim=box.shim_of_ring())
     source = box.image("source", size=SIZE, data=pattern(4 * MIB, 1))
     run("qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", source,
         server.uri("disk"))

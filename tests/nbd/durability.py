@@ -16,8 +16,8 @@ import random
 
 import nbdclient as nbd
 import recorder
-from nbdtest import (KIB, MIB, Shim, Skip, case, eq, main, need_disk, note,
-                     pattern, rounds, run, seed)
+from nbdtest import (KIB, MIB, Shim, Skip, case, case_on_uring_too, eq, main,
+                     need_disk, note, pattern, rounds, run, seed)
 
 BLOCK = 4096
 
@@ -35,6 +35,9 @@ def judge(server, shim):
                                        os.stat(server.image).st_ino)
     note(f"{report.writes} writes, {report.flushes} flushes, "
          f"{report.fuas} with FUA")
+    assert report.changes > 0, "no call has changed the image"
+    eq(report.by_ring, report.changes if shim.ring else 0,
+       "changes of the image by the ring")
     return report
 
 
@@ -58,21 +61,21 @@ def write_and_flush(server, fua):
         client.disconnect()
 
 
-@case
+@case_on_uring_too
 def flush_syncs_what_was_answered(box):
     server, shim = recorded_server(box)
     write_and_flush(server, fua=False)
     judge_well(server, shim, flushes=20)
 
 
-@case
+@case_on_uring_too
 def fua_syncs_before_the_reply(box):
     server, shim = recorded_server(box)
     write_and_flush(server, fua=True)
     judge_well(server, shim, fuas=20)
 
 
-@case
+@case_on_uring_too
 def fua_on_write_zeroes_and_trim(box):
     server, shim = recorded_server(box, data=pattern(MIB))
     with nbd.Client(server.address()) as client:
@@ -92,7 +95,7 @@ def fua_on_write_zeroes_and_trim(box):
     judge_well(server, shim, fuas=50)
 
 
-@case
+@case_on_uring_too
 def flush_covers_writes_answered_on_another_connection(box):
     server, shim = recorded_server(box)
     with nbd.Client(server.address()) as one, \
@@ -121,7 +124,7 @@ def post_at_random(client, random_, base, blocks):
         client.post_write(at, pattern(BLOCK, at), flags)
 
 
-@case
+@case_on_uring_too
 def random_mixes_in_flight_on_four_connections(box):
     """Writes, flushes and FUA at depth 16 on each of four connections."""
     random_ = random.Random(seed())
@@ -145,7 +148,7 @@ def random_mixes_in_flight_on_four_connections(box):
     judge_well(server, shim, flushes=1, fuas=1)
 
 
-@case
+@case_on_uring_too
 def nbdcopy_flush(box):
     """A client that knows nothing of us, with several connections."""
     server, shim = recorded_server(box)
@@ -229,7 +232,7 @@ def flush_on_a_read_only_export(box):
 
 # The checker checked.
 
-@case
+@case_on_uring_too
 def the_build_without_sync_is_found_out(box):
     program = os.environ.get("COAIO_NBD_NO_SYNC")
     if not program:

@@ -211,7 +211,9 @@ class Conversation:
 
 # The judgement.
 
-Report = collections.namedtuple("Report", "violations flushes fuas writes")
+# changes are the calls that have changed the file, by_ring those of a ring.
+Report = collections.namedtuple(
+    "Report", "violations flushes fuas writes changes by_ring")
 
 WRITING = {nbd.CMD_WRITE, nbd.CMD_WRITE_ZEROES, nbd.CMD_TRIM}
 
@@ -291,4 +293,6 @@ def check_durability(recording, file):
     for request in flushes:
         judge.judge_flush(request)
     fuas = [r for r in writes if r.flags & nbd.FLAG_FUA]
-    return Report(judge.violations, len(flushes), len(fuas), len(writes))
+    changes = [c for c in judge.changes if c.succeeded()]
+    return Report(judge.violations, len(flushes), len(fuas), len(writes),
+                  len(changes), sum(c.by_ring for c in changes))
