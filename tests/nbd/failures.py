@@ -11,7 +11,8 @@ failed, and every later FLUSH or FUA, on any connection, answers EIO.
 import errno
 
 import nbdclient as nbd
-from nbdtest import (KIB, MIB, Shim, case, eq, main, pattern)
+from nbdtest import (KIB, MIB, Shim, case, case_on_uring_too, eq, main,
+                     pattern)
 
 
 def failing_server(box, **options):
@@ -35,7 +36,7 @@ def check_failed_for_good(client):
         eq(client.write(0, pattern(512)), nbd.OK, "WRITE")
 
 
-@case
+@case_on_uring_too
 def a_failed_flush_fails_all_later_ones(box):
     for error in errno.EIO, errno.ENOSPC, errno.EDQUOT:
         server, shim = failing_server(box)
@@ -52,7 +53,7 @@ def a_failed_flush_fails_all_later_ones(box):
         check_failed_for_good(ready(box, server))
 
 
-@case
+@case_on_uring_too
 def a_failed_fua_fails_all_later_ones(box):
     server, shim = failing_server(box)
     one, two = ready(box, server), ready(box, server)
@@ -94,7 +95,7 @@ def a_sync_that_could_not_begin_has_lost_nothing(box):
     eq(client.write(0, pattern(512), nbd.FLAG_FUA), nbd.OK, "WRITE with FUA")
 
 
-@case
+@case_on_uring_too
 def another_export_is_not_concerned(box):
     """The mark belongs to one export."""
     shim = box.shim()
@@ -110,18 +111,20 @@ def another_export_is_not_concerned(box):
     eq(two.flush(), nbd.OK, "FLUSH")
 
 
-@case
+@case_on_uring_too
 def a_restart_clears_the_mark(box):
     server, shim = failing_server(box)
     shim.fail(Shim.SYNC, errno.EIO)
-    eq(ready(box, server).flush(), nbd.EIO, "FLUSH")
+    client = ready(box, server)
+    eq(client.write(0, pattern(512)), nbd.OK, "WRITE")
+    eq(client.flush(), nbd.EIO, "FLUSH")
     shim.fail(Shim.SYNC, 0)
     server.stop()
     server.start()
     eq(ready(box, server).flush(), nbd.OK, "FLUSH")
 
 
-@case
+@case_on_uring_too
 def an_interrupted_sync_is_no_failure(box):
     server, shim = failing_server(box)
     client = ready(box, server)
@@ -132,7 +135,7 @@ def an_interrupted_sync_is_no_failure(box):
     shim.limit()
 
 
-@case
+@case_on_uring_too
 def failing_writes(box):
     """They fail alone; what is elsewhere, and comes later, goes well."""
     server, shim = failing_server(box)
@@ -153,7 +156,7 @@ def failing_writes(box):
     eq(client.flush(), nbd.OK, "FLUSH")
 
 
-@case
+@case_on_uring_too
 def failing_reads(box):
     server, shim = failing_server(box)
     for structured in False, True:
@@ -169,7 +172,7 @@ def failing_reads(box):
             eq(client.read(0, 4 * MIB), pattern(4 * MIB), "data")
 
 
-@case
+@case_on_uring_too
 def errors_without_a_number_in_the_protocol_are_eio(box):
     server, shim = failing_server(box)
     client = ready(box, server)
@@ -183,7 +186,7 @@ def errors_without_a_number_in_the_protocol_are_eio(box):
     eq(client.write(0, bytes(512)), nbd.OK, "WRITE")
 
 
-@case
+@case_on_uring_too
 def a_file_system_that_cannot_punch(box):
     """TRIM does nothing then, and WRITE_ZEROES writes."""
     for error in errno.EOPNOTSUPP, errno.ENOSYS:
@@ -204,7 +207,7 @@ def a_file_system_that_cannot_punch(box):
                 eq(client.read(MIB, MIB), expected, "data after FAST_ZERO")
 
 
-@case
+@case_on_uring_too
 def failing_zeroes(box):
     server, shim = failing_server(box)
     client = ready(box, server)

@@ -15,8 +15,9 @@ import signal
 import subprocess
 
 import nbdclient as nbd
-from nbdtest import (KIB, MIB, Expired, Shim, case, eq, main, need, need_disk,
-                     pattern, rounds, seed, spawn, wait_until)
+from nbdtest import (KIB, MIB, Expired, Shim, case, case_on_uring_too, eq,
+                     main, need, need_disk, pattern, rounds, seed, spawn,
+                     wait_until)
 
 
 def gated_server(box, low=MIB, high=2 * MIB, **options):
@@ -300,7 +301,7 @@ def overlapping_writes_in_flight(box):
                 assert byte in around, f"byte {i} is of nobody"
 
 
-@case
+@case_on_uring_too
 def short_transfers_and_interruptions(box):
     """
     Every system call moves a few bytes only, and each third is interrupted;
