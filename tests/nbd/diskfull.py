@@ -8,7 +8,8 @@ import os
 import subprocess
 
 import nbdclient as nbd
-from nbdtest import (KIB, MIB, Skip, case, eq, main, pattern)
+from nbdtest import (KIB, MIB, Skip, case, case_on_uring_too, eq, main, need,
+                     pattern, run)
 
 
 def small_disk(box, size):
@@ -21,6 +22,22 @@ def small_disk(box, size):
                            "none", path], stderr=subprocess.PIPE, text=True)
     if done.returncode != 0:
         raise Skip(f"no tmpfs: {done.stderr.strip()}")
+    box.stack.callback(subprocess.run, ["umount", "-l", path], check=True)
+    return path
+
+
+def small_file_system(box, size):
+    """The same of a file system that is not in memory."""
+    if os.getuid() != 0:
+        raise Skip("only root can mount a file system")
+    need("mkfs.ext4")
+    image, path = box.image("small.img", size=size), box.path("small")
+    run("mkfs.ext4", "-q", "-m", 0, "-O", "^has_journal", image)
+    os.mkdir(path)
+    done = subprocess.run(["mount", "-o", "loop", image, path],
+                          stderr=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        raise Skip(f"no loop device: {done.stderr.strip()}")
     box.stack.callback(subprocess.run, ["umount", "-l", path], check=True)
     return path
 
@@ -43,10 +60,8 @@ def check_goes_on(client, good):
     eq(client.flush(), nbd.OK, "FLUSH")
 
 
-@case
-def a_full_tmpfs(box):
-    disk = small_disk(box, 4 * MIB)
-    server = box.server(f"disk={box.image(size=16 * MIB, at=disk)}")
+def full(box, disk, **options):
+    server = box.server(f"disk={box.image(size=16 * MIB, at=disk)}", **options)
     with nbd.Client(server.address()) as client:
         client.ready("disk")
         good = fill(client, 16 * MIB)
@@ -58,10 +73,8 @@ def a_full_tmpfs(box):
         eq(client.read(8 * MIB, 4096), pattern(4096), "data")
 
 
-@case
-def a_full_tmpfs_and_many_requests_in_flight(box):
-    disk = small_disk(box, 4 * MIB)
-    server = box.server(f"disk={box.image(size=16 * MIB, at=disk)}")
+def full_with_many_in_flight(box, disk, **options):
+    server = box.server(f"disk={box.image(size=16 * MIB, at=disk)}", **options)
     with nbd.Client(server.address()) as client:
         client.ready("disk")
         for i in range(256):
@@ -76,6 +89,28 @@ def a_full_tmpfs_and_many_requests_in_flight(box):
 
 
 @case
+def a_full_tmpfs(box):
+    full(box, small_disk(box, 4 * MIB))
+
+
+@case
+def a_full_tmpfs_and_many_requests_in_flight(box):
+    full_with_many_in_flight(box, small_disk(box, 4 * MIB))
+
+
+@case_on_uring_too
+def a_full_file_system(box):
+    """Where transfers are made elsewhere: by a worker, or by the ring."""
+    full(box, small_file_system(box, 4 * MIB), shim=box.shim())
+
+
+@case_on_uring_too
+def a_full_file_system_and_many_requests_in_flight(box):
+    full_with_many_in_flight(box, small_file_system(box, 4 * MIB),
+                             shim=box.shim())
+
+
+@case
 def a_full_tmpfs_and_zeroes_without_a_hole(box):
     disk = small_disk(box, 4 * MIB)
     server = box.server(f"disk={box.image(size=16 * MIB, at=disk)}")
@@ -87,20 +122,20 @@ def a_full_tmpfs_and_zeroes_without_a_hole(box):
         eq(client.read(0, MIB), bytes(MIB), "data")
 
 
-@case
+@case_on_uring_too
 def a_limit_of_file_size(box):
     """EFBIG is ENOSPC to a client, and the signal with it no end."""
-    limited(box, box.image(size=16 * MIB))
+    limited(box, box.image(size=16 * MIB), shim=box.shim())
 
 
 @case
 def a_limit_of_file_size_in_memory(box):
-    """Where transfers are made on another thread."""
+    """Where transfers are made on the loop's thread."""
     limited(box, box.image(size=16 * MIB, at=box.memory_dir()))
 
 
-def limited(box, image):
-    server = box.server(f"disk={image}", limits={"fsize": 4 * MIB})
+def limited(box, image, **options):
+    server = box.server(f"disk={image}", limits={"fsize": 4 * MIB}, **options)
     with nbd.Client(server.address()) as client:
         client.ready("disk")
         good = fill(client, 16 * MIB)
