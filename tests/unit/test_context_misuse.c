@@ -173,4 +173,31 @@ TEST_ABORTS(a_reference_on_one_that_has_none_left,
     aio_context_ref(ctx);
 }
 
+TEST_ABORTS(polling_one_that_has_none_left,
+            "^coaio: aio_poll: the last reference to context \"gone\" has "
+            "gone: keep one while you poll$")
+{
+    AioContext *ctx = new_named("gone");
+
+    aio_context_attach(ctx);
+    run_in_thread(unref_it, ctx);
+    aio_poll(ctx, false);
+}
+
+static void unref_and_poll(void *ctx)
+{
+    aio_context_unref(ctx);
+    aio_poll(ctx, false);
+}
+
+/* The pass that is on keeps the memory. */
+TEST_ABORTS(polling_in_a_pass_that_has_dropped_the_last,
+            "^coaio: aio_poll: the last reference to context \"gone\" has gone")
+{
+    AioContext *ctx = new_named("gone");
+
+    aio_bh_schedule_oneshot(ctx, unref_and_poll, ctx);
+    aio_poll(ctx, true);
+}
+
 TEST_MAIN()

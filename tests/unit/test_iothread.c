@@ -603,4 +603,36 @@ TEST_ABORTS(stopping_in_a_coroutine_aborts,
     coroutine_enter(coroutine_create(stop_it, NULL));
 }
 
+TEST_ABORTS(dropping_the_last_reference_in_a_coroutine_aborts,
+            "iothread_unref for context \"io\" called in coroutine 0x")
+{
+    open_thread();
+    coroutine_enter(coroutine_create(unref_it, NULL));
+}
+
+static sem_t runs;
+
+/* The thread is notified when the last reference has gone. */
+static void ref_it_too_late(void *opaque)
+{
+    (void)opaque;
+    notify_requested(ctx); /* what was left of the start */
+    gate_open(&runs);
+    while (load_acquire(&ctx->wake) == WAKE_AWAKE) {
+        sched_yield();
+    }
+    iothread_ref(iothread);
+}
+
+TEST_ABORTS(a_reference_on_one_that_has_none_left_aborts,
+            "^coaio: iothread_ref: the I/O thread 0x[0-9a-f]+ has no "
+            "references left: it is gone$")
+{
+    gate_init(&runs);
+    open_thread();
+    aio_bh_schedule_oneshot(ctx, ref_it_too_late, NULL);
+    gate_pass(&runs);
+    iothread_unref(iothread);
+}
+
 TEST_MAIN()

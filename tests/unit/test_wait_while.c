@@ -6,11 +6,13 @@
 #include "loopthread.h"
 
 #include "base/atomic.h"
+#include "loop/context.h"
 #include "os/fault.h"
 
 #include <coaio/coroutine.h>
 #include <coaio/iothread.h>
 #include <coaio/wait.h>
+#include <sched.h>
 
 static LoopThread loop;
 static unsigned counter; /* atomic */
@@ -251,6 +253,30 @@ TEST_ABORTS(waiting_for_a_bottom_half_of_a_stopped_context_aborts,
 {
     loop_thread_start(&loop, "loop");
     loop_thread_join(&loop);
+    aio_wait_bh_oneshot(loop.ctx, count_run, &counter);
+}
+
+static sem_t runs;
+
+/* No pass comes after the one in which something was posted. */
+static void stop_when_posted(void *opaque)
+{
+    (void)opaque;
+    gate_open(&runs);
+    while (!post_pending(&loop.ctx->posted)) {
+        sched_yield();
+    }
+    loop.stop = true;
+}
+
+TEST_ABORTS(waiting_for_a_bottom_half_that_comes_too_late_aborts,
+            "^coaio: aio_wait_bh_oneshot for context \"loop\", which has "
+            "stopped: the callback 0x[0-9a-f]+ would never run$")
+{
+    gate_init(&runs);
+    loop_thread_start(&loop, "loop");
+    aio_bh_schedule_oneshot(loop.ctx, stop_when_posted, NULL);
+    gate_pass(&runs);
     aio_wait_bh_oneshot(loop.ctx, count_run, &counter);
 }
 

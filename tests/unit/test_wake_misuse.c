@@ -3,8 +3,10 @@
  * Misuse of wake-ups: each case must abort with a line that names who had
  * woken the coroutine, or what it lacks.
  */
+#include "coroutine/coroutine_int.h"
 #include "harness.h"
 #include "loopthread.h"
+#include "os/thread.h"
 
 #include <coaio/coroutine.h>
 #include <coaio/wake.h>
@@ -300,6 +302,54 @@ TEST_ABORTS(ending_after_another_thread_has_woken_it,
     aio_co_wake(co);
     gate_open(&woken);
     loop_flush(loop.ctx);
+}
+
+/* --- running, where nobody can be asked to move it ------------------------*/
+
+static BareThread runner;
+
+/* A coroutine without a home that runs on a bare thread, for ever. */
+static Coroutine *running_elsewhere(void)
+{
+    Coroutine *co = new_named(end_late, NULL);
+
+    gate_init(&running);
+    gate_init(&woken);
+    bare_thread_start(&runner, enter_it, co);
+    gate_pass(&running);
+    return co;
+}
+
+TEST_ABORTS(scheduling_one_that_runs_elsewhere_without_a_home,
+            "^coaio: aio_co_schedule: coroutine \"victim\" has no home and "
+            "runs on another thread: it can only be moved when it has returned "
+            "to the one who entered it$")
+{
+    Coroutine *co = running_elsewhere();
+
+    aio_co_schedule(attach_new("home"), co);
+}
+
+TEST_ABORTS(co_enter_of_one_that_runs_elsewhere_without_a_home,
+            "^coaio: aio_co_enter: coroutine \"victim\" has no home and runs "
+            "on another thread")
+{
+    Coroutine *co = running_elsewhere();
+
+    aio_co_enter(attach_new("home"), co);
+}
+
+/*
+ * Two threads misuse it at once: one schedules it, the other enters it, and
+ * neither sees the other in time.  Here is what the loop finds then.
+ */
+TEST_ABORTS(resuming_one_that_was_entered_meanwhile,
+            "^coaio: aio_co_schedule: coroutine \"victim\" is entered already$")
+{
+    Coroutine *co = running_elsewhere();
+
+    coroutine_claim(co, "aio_co_schedule");
+    coroutine_resume_claimed(os_thread(), co);
 }
 
 TEST_MAIN()
