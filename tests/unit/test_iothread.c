@@ -14,6 +14,7 @@
 
 #include <coaio/coroutine.h>
 #include <coaio/iothread.h>
+#include <coaio/semaphore.h>
 #include <coaio/timer.h>
 #include <coaio/wait.h>
 #include <coaio/wake.h>
@@ -376,6 +377,15 @@ static void park_on_fd(void *opaque)
     fetch_add_acq_rel((unsigned *)opaque, 100u); /* never */
 }
 
+static CoSemaphore no_units;
+
+static void park_on_semaphore(void *opaque)
+{
+    fetch_add_acq_rel((unsigned *)opaque, 1u);
+    co_semaphore_acquire(&no_units, 1);
+    fetch_add_acq_rel((unsigned *)opaque, 100u); /* never */
+}
+
 static Coroutine *start_named(const char *name, CoroutineEntry *entry)
 {
     CoroutineOptions options = {.size = sizeof(options), .name = name};
@@ -428,29 +438,61 @@ static unsigned count_lines(const char *text)
  */
 TEST(coroutines_that_are_left_are_named_and_counted)
 {
-    char text[4096], fd_text[32];
+    char text[4096], line[128];
     int fd, saved;
 
     harness_allow_fds(2);
     CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
     open_thread();
-    start_named("parked-by-itself", park);
-    start_named("parked-on-fd", park_on_fd);
+    start_named("by-itself", park);
+    start_named("on-fd", park_on_fd);
+    start_named("on-semaphore", park_on_semaphore);
     loop_flush(ctx);
-    CHECK_EQ(load_acquire(&ran), 2);
+    CHECK_EQ(load_acquire(&ran), 3);
     fd = capture_stderr(&saved);
-    CHECK_EQ(iothread_stop(iothread), 2);
+    CHECK_EQ(iothread_stop(iothread), 3);
     release_stderr(fd, saved, text, sizeof(text));
-    CHECK(strstr(text, "\"io\""));
-    CHECK(strstr(text, "coroutine \"parked-by-itself\""));
-    CHECK(strstr(text, "coroutine \"parked-on-fd\""));
-    snprintf(fd_text, sizeof(fd_text), "co_thing fd %d", pair[0]);
-    CHECK(strstr(text, fd_text));
-    CHECK_EQ(count_lines(text), 3);
-    CHECK_EQ(iothread_stop(iothread), 2); /* says so again, in silence */
+    CHECK(strstr(text, "coaio: iothread_stop: context \"io\" has stopped while "
+                       "3 coroutines were parked in it, which will never go "
+                       "on\n"));
+    CHECK(strstr(text, "coaio: iothread_stop: coroutine \"by-itself\" is left: "
+                       "it has yielded by itself\n"));
+    snprintf(line, sizeof(line),
+             "\"on-fd\" is left: it waits for co_thing fd %d\n", pair[0]);
+    CHECK(strstr(text, line));
+    snprintf(line, sizeof(line),
+             "\"on-semaphore\" is left: it waits for CoSemaphore %p\n",
+             (void *)&no_units);
+    CHECK(strstr(text, line));
+    CHECK_EQ(count_lines(text), 4);
+    CHECK_EQ(iothread_stop(iothread), 3); /* says so again, in silence */
     iothread_unref(iothread);
     close(pair[0]);
     close(pair[1]);
+}
+
+static void make_new(void *opaque)
+{
+    *(Coroutine **)opaque = coroutine_create(park, &ran);
+}
+
+TEST(one_that_was_never_entered_is_named_and_can_be_given_back)
+{
+    char text[4096];
+    Coroutine *new;
+    int fd, saved;
+
+    open_thread();
+    loop_call(ctx, make_new, &new);
+    fd = capture_stderr(&saved);
+    CHECK_EQ(iothread_stop(iothread), 1);
+    release_stderr(fd, saved, text, sizeof(text));
+    CHECK(strstr(text, "has stopped while 1 coroutine was parked in it"));
+    CHECK(strstr(text, " is left: it was never entered\n"));
+    CHECK_EQ(count_lines(text), 2);
+    coroutine_delete(new);
+    iothread_unref(iothread);
+    CHECK_EQ(load_acquire(&ran), 0);
 }
 
 TEST(not_more_than_twenty_are_named)
