@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The fault injector, the counters and the heap: the tests of everything else
- * rest on these.
+ * The fault injector, the counters, the heap and the assertions: the tests of
+ * everything else rest on these.
  */
+#include "base/assert.h"
 #include "base/atomic.h"
 #include "harness.h"
 #include "os/clock.h"
@@ -205,6 +206,17 @@ TEST(the_shadow_stack_can_be_asked_for)
     const char *without = os_shadow_stack();
 
     CHECK(!without || strchr(without, '='));
+}
+
+/* Not one of the library, which keeps its own. */
+TEST_ABORTS(an_invariant_that_does_not_hold_is_named,
+            "^coaio: internal error: two \\+ two == 5 does not hold at "
+            ".*test_os_fault\\.c:[0-9]+$")
+{
+    int two = 2;
+
+    invariant(two + two == 4);
+    invariant(two + two == 5);
 }
 
 TEST_MAIN()

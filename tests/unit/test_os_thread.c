@@ -1,16 +1,18 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Threads: what is local to one, what runs at its end, how one starts, the
- * check for forked children, futexes, locks.
+ * checks for forked children and shadow stacks, futexes, locks.
  */
 #include "base/atomic.h"
 #include "harness.h"
 #include "os/clock.h"
 #include "os/fault.h"
 #include "os/memory.h"
+#include "os/misc.h"
 #include "os/thread.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -148,6 +150,50 @@ TEST(a_thread_used_after_its_hooks_runs_them_again)
     CHECK(pthread_key_create(&late_key, call_late) == 0);
     run_thread(prepare_with_late_caller, trail);
     CHECK_STR(trail, "ala");
+}
+
+static void prepare_in_vain(void *arg)
+{
+    (void)arg;
+    os_thread_prepare(os_thread());
+    CHECK(!os_thread()->prepared);
+}
+
+/* Others have used up all keys. */
+TEST_ABORTS(going_on_without_a_key_is_said,
+            "^coaio: no thread-specific key is left: what threads keep is not "
+            "given back when they end$")
+{
+    pthread_key_t other;
+    unsigned n = 0;
+
+    while (pthread_key_create(&other, NULL) == 0) {
+        n++;
+    }
+    CHECK(n <= PTHREAD_KEYS_MAX);
+    os_thread_on_exit(hook_a);
+    run_thread(prepare_in_vain, NULL);
+    CHECK_STR(trail, "");
+    abort();
+}
+
+/* --- shadow stacks -------------------------------------------------------- */
+
+static const char *without_shadow_stack;
+
+/* In place of the one that asks the processor. */
+const char *os_shadow_stack(void)
+{
+    return without_shadow_stack;
+}
+
+TEST_ABORTS(a_shadow_stack_is_refused,
+            "^coaio: this thread runs with a shadow stack, and coroutines "
+            "cannot switch that yet: start the program with "
+            "GLIBC_TUNABLES=glibc\\.cpu\\.x86_shstk=off$")
+{
+    without_shadow_stack = "glibc.cpu.x86_shstk=off";
+    os_thread_prepare(os_thread());
 }
 
 /* --- fork ----------------------------------------------------------------- */
@@ -431,19 +477,37 @@ TEST(a_condition_is_signalled)
     os_cond_destroy(&cond);
 }
 
+/* One that finds out who uses it wrongly. */
+static void make_checking(pthread_mutex_t *mutex)
+{
+    pthread_mutexattr_t attr;
+
+    pthread_mutexattr_init(&attr);
+    pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_ERRORCHECK);
+    pthread_mutex_init(mutex, &attr);
+}
+
+TEST_ABORTS(a_users_lock_that_cannot_be_locked,
+            "^coaio: the pthread_mutex_t 0x[0-9a-f]+ that a queue was given "
+            "cannot be locked: error 35$")
+{
+    pthread_mutex_t mutex;
+
+    make_checking(&mutex);
+    os_user_mutex_lock(&mutex);
+    os_user_mutex_lock(&mutex); /* EDEADLK */
+}
+
 TEST_ABORTS(a_users_lock_that_cannot_be_unlocked,
             "^coaio: the pthread_mutex_t 0x[0-9a-f]+ that a queue was given "
             "cannot be unlocked: error 1$")
 {
-    pthread_mutexattr_t attr;
     pthread_mutex_t mutex;
 
-    pthread_mutexattr_init(&attr);
-    pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_ERRORCHECK);
-    pthread_mutex_init(&mutex, &attr);
+    make_checking(&mutex);
     os_user_mutex_lock(&mutex);
     os_user_mutex_unlock(&mutex);
-    os_user_mutex_unlock(&mutex);
+    os_user_mutex_unlock(&mutex); /* EPERM */
 }
 
 TEST_MAIN()
