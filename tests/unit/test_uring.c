@@ -387,6 +387,78 @@ TEST(where_it_is_forbidden_later_another_takes_its_place)
     }
 }
 
+#define UNUSABLE                                                             \
+    "^coaio: aio_poll: the ring of context \"here\" was made, but may not "  \
+    "be used by this thread \\(error 1\\): forbid io_uring before contexts " \
+    "are made, not after$"
+
+static void begin_with_best(void)
+{
+    needs_best_uring();
+    unsetenv("COAIO_URING_WITHOUT");
+    CHECK_EQ(setenv("COAIO_ENGINE", "auto", 1), 0);
+    ctx = context_on(NULL);
+    CHECK_STR(aio_context_engine(ctx), "uring");
+    aio_context_attach(ctx);
+}
+
+TEST_ABORTS(what_was_asked_for_by_name_is_not_replaced_later, UNUSABLE)
+{
+    needs_uring();
+    ctx = context_on("uring");
+    aio_context_attach(ctx);
+    aio_poll(ctx, false);
+    refuse(SYS_io_uring_enter, EPERM);
+    aio_poll(ctx, true);
+}
+
+TEST_ABORTS(where_it_may_not_be_enabled_later_that_is_said, UNUSABLE)
+{
+    needs_uring();
+    ctx = context_on("uring");
+    aio_context_attach(ctx);
+    refuse(SYS_io_uring_register, EPERM);
+    aio_poll(ctx, true);
+}
+
+TEST_ABORTS(where_no_other_can_take_its_place_later_that_is_said, UNUSABLE)
+{
+    begin_with_best();
+    refuse(SYS_io_uring_enter, EPERM);
+    os_fault_arm(1, EMFILE, "epoll_create");
+    aio_poll(ctx, true);
+}
+
+/* A foreign loop sleeps on its descriptor. */
+TEST_ABORTS(a_ring_that_a_foreign_loop_waits_for_is_not_replaced_later,
+            UNUSABLE)
+{
+    begin_with_best();
+    refuse(SYS_io_uring_register, EPERM);
+    context_foreign_prepare(ctx);
+}
+
+static void coroutine_fn receive_one(void *opaque)
+{
+    char c;
+
+    co_recv(*(int *)opaque, &c, 1, 0);
+}
+
+/* Nobody could tell what has become of it. */
+TEST_ABORTS(a_ring_with_an_operation_is_not_replaced_later, UNUSABLE)
+{
+    int fds[2];
+
+    begin_with_best();
+    open_pair(fds);
+    go(receive_one, &fds[0]);
+    aio_poll(ctx, false);
+    CHECK_EQ(ctx->poller.ops_taken, 1);
+    refuse(SYS_io_uring_enter, EPERM);
+    aio_poll(ctx, true);
+}
+
 /* Few descriptors and no memory that may be locked are enough. */
 TEST(tight_limits_are_enough)
 {
