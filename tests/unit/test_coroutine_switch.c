@@ -10,14 +10,18 @@
  */
 #include "coroutine/coroutine_int.h"
 #include "harness.h"
+#include "os/valgrind.h"
+#include "seccomp.h"
 
 #include <coaio/coroutine.h>
 #include <dlfcn.h>
+#include <errno.h>
 #include <execinfo.h>
 #include <fenv.h>
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/syscall.h>
 
 enum {
     CROWD = 50
@@ -508,5 +512,52 @@ TEST(a_mask_belongs_to_the_thread)
     CHECK(seen[1]);
     CHECK(!blocked(SIGUSR1));
 }
+
+/* --- where the portable switch cannot switch ------------------------------*/
+
+#ifdef COAIO_SWITCH_UCONTEXT
+
+static void nothing(void *opaque)
+{
+    (void)opaque;
+}
+
+/* The C library asks for the mask, or sets it, on the way. */
+static void forbid_mask_calls(int how)
+{
+    if (os_in_valgrind()) {
+        SKIP("Valgrind has masks of its own, and needs these calls for them");
+    }
+    if (seccomp_refuse_with(SYS_rt_sigprocmask, (unsigned)how, EPERM)) {
+        SKIP("no seccomp filters here");
+    }
+}
+
+TEST_ABORTS(a_stack_that_cannot_be_prepared,
+            "^coaio: getcontext failed: this system cannot switch stacks$")
+{
+    forbid_mask_calls(SIG_BLOCK);
+    coroutine_create(nothing, NULL);
+}
+
+TEST_ABORTS(a_stack_that_cannot_be_left,
+            "^coaio: getcontext failed: this system cannot switch stacks$")
+{
+    Coroutine *co = coroutine_create(nothing, NULL);
+
+    forbid_mask_calls(SIG_BLOCK);
+    coroutine_enter(co);
+}
+
+TEST_ABORTS(a_stack_that_cannot_be_gone_to,
+            "^coaio: setcontext failed: this system cannot switch stacks$")
+{
+    Coroutine *co = coroutine_create(nothing, NULL);
+
+    forbid_mask_calls(SIG_SETMASK);
+    coroutine_enter(co);
+}
+
+#endif
 
 TEST_MAIN()
