@@ -814,4 +814,20 @@ TEST_ABORTS(checking_for_a_handler_names_the_call,
     fd_check_no_handler(ctx, fds[0], "co_thing");
 }
 
+/* poll(2) sees it in each pass. */
+TEST_ABORTS(closing_under_a_handler_is_said,
+            "^coaio: fd [0-9]+ was closed while context \"here\" has a handler "
+            "for it, which does not run any more: remove handlers before "
+            "closing$")
+{
+    int fds[2];
+
+    open_context("poll");
+    open_pair(fds);
+    aio_set_fd_handler(ctx, fds[0], nothing, NULL, NULL, NULL, NULL);
+    close(fds[0]);
+    aio_poll(ctx, false);
+    abort();
+}
+
 TEST_MAIN()
