@@ -117,7 +117,11 @@ static void drop_handle(AioContext *ctx)
 {
     unsigned long handles = fetch_sub_acq_rel(&ctx->handles, 1UL);
 
-    invariant(handles > 0);
+    if (unlikely(handles == 0)) {
+        misuse("aio_context_unref: context %p has no references left: it is "
+               "gone",
+               (void *)ctx);
+    }
     if (handles == 1) {
         context_close(ctx);
     }

@@ -319,13 +319,20 @@ IOThread *iothread_ref(IOThread *iothread)
 
 void iothread_unref(IOThread *iothread)
 {
+    unsigned long refs;
     AioContext *ctx;
 
     if (!iothread) {
         return;
     }
     os_check_fork("iothread_unref");
-    if (fetch_sub_acq_rel(&iothread->refs, 1UL) != 1) {
+    refs = fetch_sub_acq_rel(&iothread->refs, 1UL);
+    if (refs == 0) {
+        misuse("iothread_unref: the I/O thread %p has no references left: it "
+               "is gone",
+               (void *)iothread);
+    }
+    if (refs != 1) {
         return;
     }
     ctx = iothread->ctx;

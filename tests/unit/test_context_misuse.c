@@ -173,6 +173,17 @@ TEST_ABORTS(a_reference_on_one_that_has_none_left,
     aio_context_ref(ctx);
 }
 
+TEST_ABORTS(dropping_a_reference_that_is_none,
+            "^coaio: aio_context_unref: context 0x[0-9a-f]+ has no references "
+            "left: it is gone$")
+{
+    AioContext *ctx = new_named("gone");
+
+    aio_context_attach(ctx);
+    run_in_thread(unref_it, ctx);
+    aio_context_unref(ctx);
+}
+
 TEST_ABORTS(polling_one_that_has_none_left,
             "^coaio: aio_poll: the last reference to context \"gone\" has "
             "gone: keep one while you poll$")

@@ -655,15 +655,31 @@ TEST_ABORTS(dropping_the_last_reference_in_a_coroutine_aborts,
 static sem_t runs;
 
 /* The thread is notified when the last reference has gone. */
-static void ref_it_too_late(void *opaque)
+static void count_it_too_late(void (*count)(IOThread *))
 {
-    (void)opaque;
     notify_requested(ctx); /* what was left of the start */
     gate_open(&runs);
     while (load_acquire(&ctx->wake) == WAKE_AWAKE) {
         sched_yield();
     }
-    iothread_ref(iothread);
+    count(iothread);
+}
+
+static void ref_one(IOThread *thread)
+{
+    iothread_ref(thread);
+}
+
+static void ref_it_too_late(void *opaque)
+{
+    (void)opaque;
+    count_it_too_late(ref_one);
+}
+
+static void unref_it_too_late(void *opaque)
+{
+    (void)opaque;
+    count_it_too_late(iothread_unref);
 }
 
 TEST_ABORTS(a_reference_on_one_that_has_none_left_aborts,
@@ -673,6 +689,17 @@ TEST_ABORTS(a_reference_on_one_that_has_none_left_aborts,
     gate_init(&runs);
     open_thread();
     aio_bh_schedule_oneshot(ctx, ref_it_too_late, NULL);
+    gate_pass(&runs);
+    iothread_unref(iothread);
+}
+
+TEST_ABORTS(dropping_a_reference_that_is_none_aborts,
+            "^coaio: iothread_unref: the I/O thread 0x[0-9a-f]+ has no "
+            "references left: it is gone$")
+{
+    gate_init(&runs);
+    open_thread();
+    aio_bh_schedule_oneshot(ctx, unref_it_too_late, NULL);
     gate_pass(&runs);
     iothread_unref(iothread);
 }

@@ -395,7 +395,7 @@ TEST(where_it_is_forbidden_later_another_takes_its_place)
 static void begin_with_best(void)
 {
     needs_best_uring();
-    unsetenv("COAIO_URING_WITHOUT");
+    as_usual_on_uring();
     CHECK_EQ(setenv("COAIO_ENGINE", "auto", 1), 0);
     ctx = context_on(NULL);
     CHECK_STR(aio_context_engine(ctx), "uring");
