@@ -24,6 +24,7 @@ static uint64_t remaining;     /* atomic; calls until the fault, 1: the next */
 static int armed_error;        /* atomic; 0: not armed */
 static const char *armed_only; /* written before armed_error is set */
 static bool fired;             /* atomic */
+static const char *hit;        /* written before fired is set */
 
 static uint64_t counters[OS_COUNT_MAX]; /* atomic */
 static OsRecorder *recorder;            /* atomic */
@@ -56,6 +57,11 @@ bool os_fault_fired(void)
     return load_acquire(&fired);
 }
 
+const char *os_fault_call(void)
+{
+    return load_acquire(&fired) ? load_relaxed(&hit) : NULL;
+}
+
 int os_fault(const char *call)
 {
     int error = load_acquire(&armed_error);
@@ -75,6 +81,7 @@ int os_fault(const char *call)
         return 0;
     }
     store_release(&armed_error, 0);
+    store_relaxed(&hit, call);
     store_release(&fired, true);
     return error;
 }

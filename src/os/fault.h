@@ -29,6 +29,8 @@ typedef enum OsCount {
 void os_fault_arm(uint64_t nth, int error, const char *only);
 /* Whether the armed fault has happened; also switches it off. */
 bool os_fault_fired(void);
+/* The name of the call that it has made to fail, or NULL. */
+const char *os_fault_call(void);
 /* For os/ itself: 0, or the error (positive) that this call is to fail with. */
 int os_fault(const char *call);
 

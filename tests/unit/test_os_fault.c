@@ -47,6 +47,20 @@ TEST(only_calls_of_that_name_count)
     CHECK(os_fault_fired());
 }
 
+TEST(the_call_that_failed_has_a_name)
+{
+    os_fault_arm(2, EIO, NULL);
+    CHECK_EQ(os_fault("read"), 0);
+    CHECK(os_fault_call() == NULL);
+    CHECK_EQ(os_fault("write"), EIO);
+    CHECK_EQ(os_fault("read"), 0);
+    CHECK_STR(os_fault_call(), "write");
+    CHECK(os_fault_fired());
+    CHECK_STR(os_fault_call(), "write");
+    os_fault_arm(0, 0, NULL);
+    CHECK(os_fault_call() == NULL);
+}
+
 TEST(a_fault_that_has_not_happened_goes_away)
 {
     os_fault_arm(3, EIO, NULL);
