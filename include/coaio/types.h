@@ -15,7 +15,9 @@
  *   unspecified after a call that may suspend; see co_errno().
  *   Times are int64_t nanoseconds and their names end in _ns; sizes are bytes.
  *   Misuse (a call that the thread table forbids, a coroutine entered twice)
- *   prints one line that names the parties to stderr and aborts.
+ *   prints one line that names the parties to stderr and aborts.  So does
+ *   whoever has to wake a loop and cannot, since its event fd was closed, say:
+ *   the loop would sleep for ever.
  *   After fork() the child may only exec or _exit: the first coaio call that
  *   it makes aborts, but for those that only read or fill in what they are
  *   given (co_errno(), the clocks, the ..._init() of locks and timers).

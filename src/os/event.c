@@ -2,7 +2,8 @@
 /*
  * The event that wakes a loop, and the waits.
  *
- * Guarantees: os_event_set() is signal-safe, never blocks and keeps errno;
+ * Guarantees: os_event_set() is signal-safe, never blocks and keeps errno, and
+ * the event is set afterwards, or the process aborts with a line that says why;
  * waits never return before their time has passed (a kernel that only knows
  * milliseconds is asked for the next one).
  */
@@ -10,6 +11,7 @@
 
 #include "base/assert.h"
 #include "base/atomic.h"
+#include "base/compiler.h"
 #include "os/fault.h"
 
 #include <errno.h>
@@ -24,6 +26,9 @@
 #define NS_PER_S  1000000000
 #define NS_PER_MS 1000000
 
+/* Tries to set an event before giving up; more than one is rare. */
+#define SET_TRIES 100
+
 static int open_eventfd(void)
 {
     int error = os_fault("eventfd");
@@ -37,6 +42,17 @@ static int open_eventfd(void)
     return fd < 0 ? -errno : fd;
 }
 
+static int open_pipe(int fds[2])
+{
+    int error = os_fault("pipe2");
+
+    os_count(OS_COUNT_SYSCALLS);
+    if (error) {
+        return -error;
+    }
+    return pipe2(fds, O_CLOEXEC | O_NONBLOCK) ? -errno : 0;
+}
+
 int os_event_open(int fds[2])
 {
     int fd = open_eventfd();
@@ -46,11 +62,7 @@ int os_event_open(int fds[2])
         fds[1] = fd;
         return 0;
     }
-    if (fd != -ENOSYS) {
-        return fd;
-    }
-    os_count(OS_COUNT_SYSCALLS);
-    return pipe2(fds, O_CLOEXEC | O_NONBLOCK) ? -errno : 0;
+    return fd == -ENOSYS ? open_pipe(fds) : fd;
 }
 
 void os_event_close(int fds[2])
@@ -63,19 +75,47 @@ void os_event_close(int fds[2])
     }
 }
 
-void os_event_set(const int fds[2])
+/* Returns 0 or the error. */
+static int try_to_set(int fd)
 {
     const uint64_t one = 1;
+    int error = os_fault("event_set");
+
+    os_count(OS_COUNT_SYSCALLS);
+    if (error) {
+        return error;
+    }
+    return write(fd, &one, sizeof(one)) < 0 ? errno : 0;
+}
+
+void os_event_set(const int fds[2])
+{
     int saved = errno;
-    ssize_t n;
+    int error = EINTR;
 
     os_count(OS_COUNT_NOTIFICATIONS);
-    do {
-        os_count(OS_COUNT_SYSCALLS);
-        n = write(fds[1], &one, sizeof(one));
-    } while (n < 0 && errno == EINTR);
     /* EAGAIN: it is as set as can be. */
+    for (int i = 0; i < SET_TRIES && error && error != EAGAIN; i++) {
+        error = try_to_set(fds[1]);
+    }
+    if (unlikely(error && error != EAGAIN)) {
+        misuse("the event that wakes a loop cannot be set (error %d), and the "
+               "loop would sleep for ever: was file descriptor %d closed?",
+               error, fds[1]);
+    }
     errno = saved;
+}
+
+static ssize_t read_event(int fd, void *buf, size_t size)
+{
+    int error = os_fault("event_drain");
+
+    os_count(OS_COUNT_SYSCALLS);
+    if (error) {
+        errno = error;
+        return -1;
+    }
+    return read(fd, buf, size);
 }
 
 void os_event_drain(const int fds[2])
@@ -83,10 +123,12 @@ void os_event_drain(const int fds[2])
     uint64_t buf[64];
     ssize_t n;
 
+    /*
+     * An event fd is empty after one read, a pipe after a short one.  After an
+     * error it stays set: the next wait ends at once, and that is tried again.
+     */
     do {
-        os_count(OS_COUNT_SYSCALLS);
-        n = read(fds[0], buf, sizeof(buf));
-        /* An event fd is empty after one read, a pipe after a short one. */
+        n = read_event(fds[0], buf, sizeof(buf));
     } while (n == sizeof(buf) || (n < 0 && errno == EINTR));
 }
 

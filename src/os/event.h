@@ -15,7 +15,8 @@ struct epoll_event;
 /* A nonblocking close-on-exec event fd (a pipe where there is none). */
 int os_event_open(int fds[2]); /* fds[0]: to wait on; fds[1]: to set */
 void os_event_close(int fds[2]);
-/* Make fds[0] readable.  Signal-safe; keeps errno. */
+/* Make fds[0] readable, or abort: else a loop would sleep for ever.
+ * Signal-safe; keeps errno. */
 void os_event_set(const int fds[2]);
 /* Make it unreadable. */
 void os_event_drain(const int fds[2]);

@@ -85,6 +85,79 @@ TEST(an_event_that_cannot_be_had_is_an_error)
     CHECK(os_fault_fired());
 }
 
+/* The other way fails, too. */
+TEST(a_pipe_that_cannot_be_had_is_an_error)
+{
+    int fds[2] = {-5, -5};
+
+    if (seccomp_refuse(SYS_eventfd2, ENOSYS)) {
+        SKIP("no seccomp here");
+    }
+    os_fault_arm(1, EMFILE, "pipe2");
+    CHECK_EQ(os_event_open(fds), -EMFILE);
+    CHECK(os_fault_fired());
+    CHECK_EQ(os_event_open(fds), 0);
+    CHECK(fds[0] != fds[1]);
+    os_event_close(fds);
+}
+
+/* A loop would sleep for ever. */
+TEST(an_event_is_set_though_a_call_fails)
+{
+    static const int errors[] = {EINTR, ENOMEM, EIO};
+    int fds[2];
+
+    CHECK_EQ(os_event_open(fds), 0);
+    for (int i = 0; i < 3; i++) {
+        os_fault_arm(1, errors[i], "event_set");
+        errno = 77;
+        os_event_set(fds);
+        CHECK_EQ(errno, 77);
+        CHECK(os_fault_fired());
+        CHECK(readable(fds));
+        os_event_drain(fds);
+    }
+    os_event_close(fds);
+}
+
+TEST_ABORTS(an_event_that_cannot_be_set_aborts,
+            "^coaio: the event that wakes a loop cannot be set \\(error 9\\), "
+            "and the loop would sleep for ever: was file descriptor -1 "
+            "closed\\?$")
+{
+    const int fds[2] = {-1, -1};
+
+    os_event_set(fds);
+}
+
+static void drain_with_fault(int fds[2])
+{
+    os_event_set(fds);
+    os_fault_arm(1, EINTR, "event_drain");
+    os_event_drain(fds);
+    CHECK(os_fault_fired());
+    CHECK(!readable(fds));
+    os_event_set(fds);
+    os_fault_arm(1, EIO, "event_drain");
+    os_event_drain(fds);
+    CHECK(os_fault_fired());
+    CHECK(readable(fds));
+    os_event_drain(fds);
+    CHECK(!readable(fds));
+    os_event_close(fds);
+}
+
+TEST(what_could_not_be_drained_is_drained_later)
+{
+    int fds[2];
+
+    CHECK_EQ(os_event_open(fds), 0);
+    drain_with_fault(fds);
+    os_fault_arm(1, ENOSYS, "eventfd");
+    CHECK_EQ(os_event_open(fds), 0);
+    drain_with_fault(fds);
+}
+
 static int handler_fds[2];
 
 static void set_from_handler(int number)
