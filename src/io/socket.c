@@ -402,19 +402,17 @@ static ssize_t try_connect(IoCall *call)
     return result;
 }
 
-/* In a worker.  Interrupted, the connection is made all the same. */
+/*
+ * In a worker.  Interrupted, it is called again: a TCP socket then waits for
+ * the connection that it has begun to make, or takes what came of that.  A UNIX
+ * socket has begun nothing, and nothing else would tell: it is ready, and
+ * without an error.
+ */
 static ssize_t block_connect(IoCall *call)
 {
     SocketCall *s = socket_call(call);
-    struct pollfd pollfd = {.fd = call->fd, .events = POLLOUT};
-    ssize_t result = os_connect(call->fd, s->peer, s->peerlen);
 
-    if (result != -EINTR) {
-        return result;
-    }
-    while (os_poll(&pollfd, 1, -1) == -EINTR) {
-    }
-    return os_socket_error(call->fd);
+    return os_connect(call->fd, s->peer, s->peerlen);
 }
 
 int co_connect(int fd, const struct sockaddr *addr, socklen_t addrlen)

@@ -287,6 +287,29 @@ TEST(failures_of_accept_are_passed_on)
     go_end(ctx);
 }
 
+/*
+ * A UNIX socket that is interrupted has begun nothing.  It was ready, and had
+ * no error: that was taken for a connection.
+ */
+ON_EACH_ENGINE(an_interrupted_attempt_is_made_again)
+{
+    AioContext *ctx = go_begin(engine);
+    Address address;
+    int fd = listening(AF_UNIX, 0, 1, &address);
+    End caller = {.fd = client(&address, 0), .address = address};
+
+    os_fault_arm(1, EINTR, "connect");
+    go(reach, &caller);
+    go_until(ctx, &caller.done);
+    CHECK(os_fault_fired());
+    CHECK_EQ(caller.result, 0);
+    address.length = sizeof(address);
+    CHECK_EQ(getpeername(caller.fd, &address.any, &address.length), 0);
+    close(caller.fd);
+    close(fd);
+    go_end(ctx);
+}
+
 /* --- a peer that is slow to accept ----------------------------------------*/
 
 /*
