@@ -134,6 +134,10 @@ static uint32_t facts_of_open_file(int fd)
     int flags = os_file_flags(fd);
     uint32_t facts = 0;
 
+    if (flags < 0) {
+        /* Not known: what never blocks the caller, whatever the file is. */
+        return IO_NO_NOWAIT_READ | IO_NO_NOWAIT_WRITE;
+    }
     /* The call would return at once, but after the device. */
     if (flags & O_DIRECT) {
         facts |= IO_NO_NOWAIT_READ | IO_NO_NOWAIT_WRITE;
@@ -153,8 +157,11 @@ int io_fd_check(int fd, IoFd **out, OsFileKind *kind)
     IoFd *entry;
     uint64_t serial;
     uint32_t facts;
-    int ret = os_file_kind(fd, kind, &serial);
+    int ret;
 
+    do {
+        ret = os_file_kind(fd, kind, &serial);
+    } while (ret == -EINTR); /* file systems in user space may say that */
     if (ret < 0) {
         return ret;
     }

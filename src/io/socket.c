@@ -185,13 +185,22 @@ static ssize_t try_sendmsg(IoCall *call)
     return os_sendmsg_nowait(call->fd, s->msg, s->flags);
 }
 
-/* MSG_WAITALL of a stream: what has come is kept if the rest does not. */
+/* MSG_WAITALL.  Of a stream: what has come is kept if the rest does not. */
 static NOINLINE ssize_t coroutine_fn recv_all(SocketCall *s)
 {
     ssize_t result;
+    int type;
 
-    s->call.attempt = try_recv_all;
-    s->call.went = went_recv_all;
+    do {
+        type = os_socket_type(s->call.fd);
+    } while (type == -EINTR);
+    if (type < 0) {
+        return type; /* rather than a part of it */
+    }
+    if (type == SOCK_STREAM) {
+        s->call.attempt = try_recv_all;
+        s->call.went = went_recv_all;
+    }
     result = io_transfer(&s->call);
     return result < 0 && s->done ? (ssize_t)s->done : result;
 }
@@ -213,8 +222,7 @@ ssize_t co_recv(int fd, void *buf, size_t count, int flags)
 
     io_begin("co_recv", fd);
     offer(&s);
-    if ((flags & (MSG_WAITALL | MSG_PEEK | MSG_ERRQUEUE)) == MSG_WAITALL &&
-        os_socket_type(fd) == SOCK_STREAM) {
+    if ((flags & (MSG_WAITALL | MSG_PEEK | MSG_ERRQUEUE)) == MSG_WAITALL) {
         return recv_all(&s);
     }
     return io_transfer(&s.call);
@@ -316,6 +324,9 @@ static ssize_t no_connection(int fd)
         return ret < 0 ? ret : -EAGAIN;
     }
     type = os_socket_type(fd);
+    if (type < 0) {
+        return type;
+    }
     return type == SOCK_STREAM || type == SOCK_SEQPACKET ? -EINVAL
                                                          : -EOPNOTSUPP;
 }
@@ -324,13 +335,16 @@ static ssize_t try_accept(IoCall *call)
 {
     SocketCall *s = socket_call(call);
     struct pollfd pollfd = {.fd = call->fd, .events = POLLIN};
-    int ready;
+    int ready = os_file_nonblocking(call->fd);
 
-    if (!os_file_nonblocking(call->fd)) {
+    if (ready == 0) {
         ready = os_poll(&pollfd, 1, 0);
-        if (ready <= 0) {
-            return ready < 0 ? ready : no_connection(call->fd);
+        if (ready == 0) {
+            return no_connection(call->fd);
         }
+    }
+    if (ready < 0) {
+        return ready;
     }
     return os_accept(call->fd, s->addr, s->addrlen, s->flags);
 }
@@ -387,8 +401,9 @@ static ssize_t try_connect(IoCall *call)
     if (s->connecting) {
         return connect_state(s);
     }
-    if (!os_file_nonblocking(call->fd)) {
-        return IO_NEEDS_WORKER;
+    result = os_file_nonblocking(call->fd);
+    if (result <= 0) {
+        return result < 0 ? result : IO_NEEDS_WORKER;
     }
     result = os_connect(call->fd, s->peer, s->peerlen);
     /*

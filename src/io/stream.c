@@ -57,6 +57,9 @@ static ssize_t try_stream(IoCall *call)
         io_fd_learn(s->entry, no_nowait);
     }
     flags = os_file_flags(call->fd);
+    if (flags < 0) {
+        return flags;
+    }
     if (flags & O_NONBLOCK) {
         return transfer_now(s->transfer);
     }

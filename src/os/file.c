@@ -137,46 +137,49 @@ int os_connect(int fd, const struct sockaddr *addr, socklen_t addrlen)
     return (int)IO_CALL("connect", fd, -1, connect(fd, addr, addrlen));
 }
 
+/* Returns 0 or -errno. */
+static int get_option(int fd, int name, int *value)
+{
+    socklen_t size = sizeof(*value);
+    int error = os_fault("getsockopt");
+
+    os_count(OS_COUNT_SYSCALLS);
+    if (error) {
+        return -error;
+    }
+    return getsockopt(fd, SOL_SOCKET, name, value, &size) ? -errno : 0;
+}
+
 int os_socket_error(int fd)
 {
     int error = 0;
-    socklen_t size = sizeof(error);
+    int ret = get_option(fd, SO_ERROR, &error);
 
-    os_count(OS_COUNT_SYSCALLS);
-    if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size)) {
-        return -errno;
-    }
-    return -error;
+    return ret < 0 ? ret : -error;
 }
 
 int os_socket_type(int fd)
 {
     int type = 0;
-    socklen_t size = sizeof(type);
+    int ret = get_option(fd, SO_TYPE, &type);
 
-    os_count(OS_COUNT_SYSCALLS);
-    if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size)) {
-        return -errno;
-    }
-    return type;
+    return ret < 0 ? ret : type;
 }
 
 int os_socket_listens(int fd)
 {
     int listens = 0;
-    socklen_t size = sizeof(listens);
+    int ret = get_option(fd, SO_ACCEPTCONN, &listens);
 
-    os_count(OS_COUNT_SYSCALLS);
-    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size)) {
-        return -errno;
-    }
-    return listens != 0;
+    return ret < 0 ? ret : listens != 0;
 }
 
 void os_shutdown(int fd)
 {
     os_count(OS_COUNT_SYSCALLS);
-    shutdown(fd, SHUT_RDWR);
+    if (!os_fault("shutdown")) {
+        shutdown(fd, SHUT_RDWR);
+    }
 }
 
 int os_fsync(int fd)
@@ -202,11 +205,11 @@ int os_close(int fd)
 
     os_count(OS_COUNT_SYSCALLS);
     os_record("close", fd, -1, 0, true);
-    /* The number is free again afterwards, even if this says EINTR. */
-    result = close(fd) && errno != EINTR ? -errno : 0;
-    if (error) {
-        result = -error;
+    if (close(fd) && !error) {
+        error = errno;
     }
+    /* The number is free again afterwards, even if this says EINTR. */
+    result = error == EINTR ? 0 : -error;
     os_record("close", fd, -1, result, false);
     return result;
 }
@@ -216,7 +219,7 @@ static bool in_memory(int fd)
     struct statfs fs;
 
     os_count(OS_COUNT_SYSCALLS);
-    if (fstatfs(fd, &fs)) {
+    if (os_fault("fstatfs") || fstatfs(fd, &fs)) {
         return false;
     }
     /* The type of f_type differs between machines, in sign and in size. */
@@ -230,17 +233,25 @@ static bool in_memory(int fd)
     }
 }
 
-int os_file_kind(int fd, OsFileKind *kind, uint64_t *serial)
+/* Returns 0 or -errno. */
+static int get_status(int fd, struct stat *st)
 {
     int error = os_fault("fstat");
-    struct stat st;
 
     os_count(OS_COUNT_SYSCALLS);
     if (error) {
         return -error;
     }
-    if (fstat(fd, &st)) {
-        return -errno;
+    return fstat(fd, st) ? -errno : 0;
+}
+
+int os_file_kind(int fd, OsFileKind *kind, uint64_t *serial)
+{
+    struct stat st;
+    int ret = get_status(fd, &st);
+
+    if (ret < 0) {
+        return ret;
     }
     if (S_ISREG(st.st_mode)) {
         *kind = in_memory(fd) ? OS_FILE_MEMORY : OS_FILE_REGULAR;
@@ -261,19 +272,25 @@ bool os_file_is_device(int fd)
 {
     struct stat st;
 
-    os_count(OS_COUNT_SYSCALLS);
-    return fstat(fd, &st) == 0 && S_ISBLK(st.st_mode);
+    return get_status(fd, &st) == 0 && S_ISBLK(st.st_mode);
 }
 
 int os_file_flags(int fd)
 {
-    int flags = fcntl(fd, F_GETFL);
+    int error = os_fault("fcntl");
+    int flags;
 
     os_count(OS_COUNT_SYSCALLS);
-    return flags < 0 ? 0 : flags;
+    if (error) {
+        return -error;
+    }
+    flags = fcntl(fd, F_GETFL);
+    return flags < 0 ? -errno : flags;
 }
 
-bool os_file_nonblocking(int fd)
+int os_file_nonblocking(int fd)
 {
-    return os_file_flags(fd) & O_NONBLOCK;
+    int flags = os_file_flags(fd);
+
+    return flags < 0 ? flags : (flags & O_NONBLOCK) != 0;
 }

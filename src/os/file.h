@@ -53,25 +53,28 @@ typedef enum OsFileKind {
     OS_FILE_STREAM, /* a pipe, terminal, ...: has readiness */
 } OsFileKind;
 
-/* What fd is; also *serial, which differs between files that the number fd
- * stood for at different times (device and inode, mixed). */
+/*
+ * What fd is; one in memory counts as regular where the kernel does not say.
+ * Also *serial, which differs between files that the number fd stood for at
+ * different times (device and inode, mixed).  Returns 0 or -errno.
+ */
 int os_file_kind(int fd, OsFileKind *kind, uint64_t *serial);
 
-/* Whether fd is a block device. */
+/* Whether fd is known to be a block device. */
 bool os_file_is_device(int fd);
 
-/* Whether O_NONBLOCK is set on fd. */
-bool os_file_nonblocking(int fd);
+/* 1 if O_NONBLOCK is set on fd, 0 if it is not; or -errno. */
+int os_file_nonblocking(int fd);
 
-/* The flags of the open file (O_DIRECT, O_DSYNC, ...), or 0. */
+/* The flags of the open file (O_DIRECT, O_DSYNC, ...); or -errno. */
 int os_file_flags(int fd);
 
 /* SOCK_STREAM, ...; or -errno. */
 int os_socket_type(int fd);
-
 /* 1: listen(2) was called for it; 0; or -errno. */
 int os_socket_listens(int fd);
-/* Have calls that block on the socket return. */
+/* Have calls that block on the socket return, or not: who waits for that asks
+ * again and again. */
 void os_shutdown(int fd);
 
 #endif

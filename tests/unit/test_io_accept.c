@@ -5,6 +5,7 @@
  */
 
 #include "go.h"
+#include "io/io_int.h"
 #include "loop/wait.h"
 #include "loop/worker.h"
 #include "os/fault.h"
@@ -310,6 +311,45 @@ ON_EACH_ENGINE(an_interrupted_attempt_is_made_again)
     go_end(ctx);
 }
 
+/* Not EINPROGRESS, for one. */
+ON_EACH_ENGINE(whether_it_blocks_cannot_be_found_out)
+{
+    AioContext *ctx = go_begin(engine);
+    Address address;
+    int fd = listening(AF_INET, SOCK_NONBLOCK, 8, &address);
+    End caller = {.fd = client(&address, SOCK_NONBLOCK), .address = address};
+    End server = {.fd = fd};
+
+    os_fault_arm(1, EACCES, "fcntl");
+    go(reach, &caller);
+    CHECK(caller.done);
+    CHECK_EQ(caller.result, -EACCES);
+    os_fault_arm(1, EACCES, "fcntl");
+    go(take, &server);
+    CHECK(server.done);
+    CHECK_EQ(server.result, -EACCES);
+    CHECK(os_fault_fired());
+    close(caller.fd);
+    close(fd);
+    go_end(ctx);
+}
+
+ON_EACH_ENGINE(whether_it_listens_cannot_be_found_out)
+{
+    AioContext *ctx = go_begin(engine);
+    int fds[2];
+
+    CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+    for (uint64_t nth = 1; nth <= 2; nth++) {
+        os_fault_arm(nth, EACCES, "getsockopt");
+        CHECK_EQ(accept_from(ctx, fds[0]), -EACCES);
+        CHECK(os_fault_fired());
+    }
+    close(fds[0]);
+    close(fds[1]);
+    go_end(ctx);
+}
+
 /* --- a peer that is slow to accept ----------------------------------------*/
 
 /*
@@ -460,7 +500,7 @@ static void coroutine_fn close_it(void *opaque)
  * The queue of a TCP listener is full, so that the kernel drops what asks to
  * be let in, and asks again for minutes.
  */
-static void cut_short(const char *engine, int flags)
+static void cut_short(const char *engine, int flags, const char *fails)
 {
     enum {
         MOST = 16
@@ -483,8 +523,13 @@ static void cut_short(const char *engine, int flags)
         SKIP("the queue of a listener has no end here");
     }
     closer.fd = caller.fd;
+    while (fails && load_acquire(&io_fd_find(caller.fd)->running) == 0) {
+        sched_yield(); /* the worker has not begun */
+    }
+    os_fault_arm(fails != NULL, EACCES, fails);
     go(close_it, &closer);
     go_until(ctx, &closer.done);
+    CHECK_EQ(os_fault_fired(), fails != NULL);
     CHECK_EQ(closer.result, 0);
     go_until(ctx, &caller.done);
     CHECK_EQ(caller.result, -ECANCELED);
@@ -497,12 +542,17 @@ static void cut_short(const char *engine, int flags)
 
 ON_EACH_ENGINE(closing_ends_a_connection_attempt)
 {
-    cut_short(engine, SOCK_NONBLOCK);
+    cut_short(engine, SOCK_NONBLOCK, NULL);
 }
 
 ON_EACH_ENGINE(closing_ends_a_connection_attempt_in_a_worker)
 {
-    cut_short(engine, 0);
+    cut_short(engine, 0, NULL);
+}
+
+ON_EACH_ENGINE(closing_ends_it_though_a_shutdown_fails)
+{
+    cut_short(engine, 0, "shutdown");
 }
 
 /* --- without a home -------------------------------------------------------*/

@@ -341,6 +341,39 @@ TEST(what_a_file_cannot_do_is_tried_once)
     go_end(ctx);
 }
 
+/* It might be open for direct access, say, and then block this thread. */
+TEST(what_is_not_known_of_a_file_is_left_to_others)
+{
+    AioContext *ctx = go_begin("epoll");
+    char buf[512] = "";
+    int fd = on_disk();
+
+    CHECK_EQ(write(fd, buf, sizeof(buf)), sizeof(buf));
+    watch_calls();
+    os_fault_arm(1, EACCES, "fcntl");
+    CHECK_EQ(do_op(ctx, PREAD, fd, buf, sizeof(buf), 0), sizeof(buf));
+    CHECK(os_fault_fired());
+    CHECK_EQ(do_op(ctx, PWRITE, fd, buf, sizeof(buf), 0), sizeof(buf));
+    CHECK_EQ(own_calls, 0);
+    CHECK_EQ(load_relaxed(&other_calls), 2);
+    close(fd);
+    go_end(ctx);
+}
+
+/* As a file system in user space may do. */
+TEST(asking_what_a_file_is_may_be_interrupted)
+{
+    AioContext *ctx = go_begin(NULL);
+    char buf[64] = "";
+    int fd = on_disk();
+
+    os_fault_arm(1, EINTR, "fstat");
+    CHECK_EQ(do_op(ctx, PWRITE, fd, buf, sizeof(buf), 0), sizeof(buf));
+    CHECK(os_fault_fired());
+    close(fd);
+    go_end(ctx);
+}
+
 /* --- buffered writes of one file ------------------------------------------*/
 
 #define WRITES 32

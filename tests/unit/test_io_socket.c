@@ -325,6 +325,34 @@ ON_EACH_ENGINE(waitall_of_datagrams_takes_one)
     go_end(ctx);
 }
 
+/* It was taken for no stream, and a part of the bytes for all of them. */
+ON_EACH_ENGINE(waitall_of_what_cannot_be_asked_is_an_error)
+{
+    AioContext *ctx = go_begin(engine);
+    Peer peer;
+    int fds[2];
+
+    pair(fds, SOCK_STREAM);
+    peer = peer_of(fds[0]);
+    peer.flags = MSG_WAITALL;
+    peer.count = 4;
+    put(fds[1], "ab");
+    os_fault_arm(1, EACCES, "getsockopt");
+    go(receive, &peer);
+    CHECK(os_fault_fired());
+    CHECK(peer.done);
+    CHECK_EQ(peer.result, -EACCES);
+    peer.done = false;
+    os_fault_arm(1, EINTR, "getsockopt");
+    go(receive, &peer);
+    CHECK(!peer.done);
+    put(fds[1], "cd");
+    go_until(ctx, &peer.done);
+    CHECK_EQ(peer.result, 4);
+    close_pair(fds);
+    go_end(ctx);
+}
+
 typedef struct Message {
     int fd;
     struct msghdr msg;

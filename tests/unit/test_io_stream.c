@@ -6,6 +6,7 @@
  */
 
 #include "go.h"
+#include "os/fault.h"
 #include "os/file.h"
 #include "seccomp.h"
 
@@ -227,6 +228,30 @@ ON_EACH_ENGINE(the_wrong_end_is_ebadf_where_nothing_knows_nowait)
         SKIP("no seccomp here");
     }
     the_wrong_end(engine);
+}
+
+/* It was EBADF, as if the end had been the wrong one. */
+ON_EACH_ENGINE(flags_that_are_not_told_are_an_error)
+{
+    AioContext *ctx;
+    char buf[4] = "abc";
+    Stream s = {.buf = buf, .count = 3};
+    int fds[2];
+
+    if (seccomp_refuse(SYS_pwritev2, ENOSYS)) {
+        SKIP("no seccomp here");
+    }
+    ctx = go_begin(engine);
+    CHECK_EQ(pipe2(fds, O_CLOEXEC), 0);
+    s.fd = fds[1];
+    os_fault_arm(1, EACCES, "fcntl");
+    go(write_once, &s);
+    go_until(ctx, &s.done);
+    CHECK(os_fault_fired());
+    CHECK_EQ(s.result, -EACCES);
+    close(fds[0]);
+    close(fds[1]);
+    go_end(ctx);
 }
 
 static void coroutine_fn pread_once(void *opaque)

@@ -107,7 +107,9 @@ TEST(errors_are_negative)
     CHECK_EQ(os_fallocate(-1, 0, 0, 1), -EBADF);
     CHECK_EQ(os_close(-1), -EBADF);
     CHECK_EQ(os_file_kind(-1, &kind, &serial), -EBADF);
-    CHECK(!os_file_nonblocking(-1));
+    CHECK_EQ(os_file_flags(-1), -EBADF);
+    CHECK_EQ(os_file_nonblocking(-1), -EBADF);
+    CHECK_EQ(os_socket_type(-1), -EBADF);
 }
 
 /*
@@ -155,7 +157,7 @@ TEST(sockets_do_not_block)
     ssize_t n;
 
     stream_pair(fds);
-    CHECK(!os_file_nonblocking(fds[0]));
+    CHECK_EQ(os_file_nonblocking(fds[0]), 0);
     CHECK_EQ(os_recv_nowait(fds[0], &byte, 1, 0), -EAGAIN);
     CHECK_EQ(os_recvmsg_nowait(fds[0], &msg, 0), -EAGAIN);
     do {
@@ -166,7 +168,7 @@ TEST(sockets_do_not_block)
     }
     CHECK_EQ(os_sendmsg_nowait(fds[0], &msg, 0), -EAGAIN);
     CHECK_EQ(os_recv_nowait(fds[1], &byte, 1, 0), 1);
-    CHECK(!os_file_nonblocking(fds[0]));
+    CHECK_EQ(os_file_nonblocking(fds[0]), 0);
     close_pair(fds);
 }
 
@@ -202,7 +204,7 @@ TEST(accepted_sockets_are_closed_on_exec)
     fd = os_accept(listener, NULL, NULL, 0);
     CHECK(fd >= 0);
     CHECK(fcntl(fd, F_GETFD) & FD_CLOEXEC);
-    CHECK(!os_file_nonblocking(fd));
+    CHECK_EQ(os_file_nonblocking(fd), 0);
     CHECK_EQ(os_close(fd), 0);
     CHECK_EQ(os_close(client), 0);
     CHECK_EQ(os_close(listener), 0);
@@ -259,7 +261,7 @@ TEST(what_a_file_is)
     close_pair(fds);
     CHECK(pipe2(fds, O_CLOEXEC | O_NONBLOCK) == 0);
     CHECK_EQ(kind_of(fds[0], &serial), OS_FILE_STREAM);
-    CHECK(os_file_nonblocking(fds[0]));
+    CHECK_EQ(os_file_nonblocking(fds[0]), 1);
     close_pair(fds);
     fd = open("/dev/null", O_RDWR | O_CLOEXEC);
     CHECK_EQ(kind_of(fd, &serial), OS_FILE_STREAM);
@@ -277,7 +279,6 @@ TEST(flags_and_types)
     CHECK_EQ(os_file_flags(fd) & (O_ACCMODE | O_APPEND), O_WRONLY | O_APPEND);
     CHECK_EQ(os_socket_type(fd), -ENOTSOCK);
     CHECK_EQ(os_close(fd), 0);
-    CHECK_EQ(os_file_flags(-1), 0);
     stream_pair(fds);
     CHECK_EQ(os_socket_type(fds[0]), SOCK_STREAM);
     os_shutdown(fds[0]);
@@ -348,6 +349,58 @@ TEST(a_close_that_fails_has_closed)
     os_fault_arm(1, EIO, "close");
     CHECK_EQ(os_close(fd), -EIO);
     CHECK_EQ(os_close(fd), -EBADF);
+    fd = memory_file();
+    os_fault_arm(1, EINTR, "close");
+    CHECK_EQ(os_close(fd), 0);
+    CHECK_EQ(os_close(fd), -EBADF);
+}
+
+TEST(what_a_file_is_may_fail)
+{
+    OsFileKind kind = OS_FILE_SOCKET;
+    uint64_t serial;
+    int fd = memory_file();
+
+    os_fault_arm(1, EIO, "fstat");
+    CHECK_EQ(os_file_kind(fd, &kind, &serial), -EIO);
+    CHECK_EQ(kind, OS_FILE_SOCKET);
+    os_fault_arm(1, EIO, "fstat");
+    CHECK(!os_file_is_device(fd));
+    CHECK(os_fault_fired());
+    /* Then it counts as one that may block, which is slower. */
+    os_fault_arm(1, EIO, "fstatfs");
+    CHECK_EQ(kind_of(fd, &serial), OS_FILE_REGULAR);
+    CHECK(os_fault_fired());
+    CHECK_EQ(kind_of(fd, &serial), OS_FILE_MEMORY);
+    os_fault_arm(1, EACCES, "fcntl");
+    CHECK_EQ(os_file_flags(fd), -EACCES);
+    os_fault_arm(1, EACCES, "fcntl");
+    CHECK_EQ(os_file_nonblocking(fd), -EACCES);
+    CHECK_EQ(os_file_nonblocking(fd), 0);
+    CHECK_EQ(os_close(fd), 0);
+}
+
+TEST(what_a_socket_is_may_fail)
+{
+    char byte;
+    int fds[2];
+
+    stream_pair(fds);
+    os_fault_arm(1, EACCES, "getsockopt");
+    CHECK_EQ(os_socket_type(fds[0]), -EACCES);
+    os_fault_arm(1, EACCES, "getsockopt");
+    CHECK_EQ(os_socket_listens(fds[0]), -EACCES);
+    CHECK_EQ(os_socket_listens(fds[0]), 0);
+    os_fault_arm(1, EACCES, "getsockopt");
+    CHECK_EQ(os_socket_error(fds[0]), -EACCES);
+    CHECK_EQ(os_socket_error(fds[0]), 0);
+    os_fault_arm(1, EACCES, "shutdown");
+    os_shutdown(fds[0]);
+    CHECK(os_fault_fired());
+    CHECK_EQ(os_recv_nowait(fds[1], &byte, 1, 0), -EAGAIN);
+    os_shutdown(fds[0]);
+    CHECK_EQ(os_recv_nowait(fds[1], &byte, 1, 0), 0);
+    close_pair(fds);
 }
 
 static OsRecord records[8];
