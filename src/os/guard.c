@@ -8,7 +8,8 @@
  *
  * Which of them works is found out once, by its effect: some emulators accept
  * any advice and do nothing.  What counts is that the kernel itself refuses
- * to read a byte of the page.
+ * to read a byte of the page.  If there is no memory to find out, the next one
+ * who asks tries again.
  *
  * INVARIANTS
  *
@@ -54,7 +55,9 @@ static size_t split_limit(void)
     if (limit > 0) {
         return limit;
     }
-    fd = open("/proc/sys/vm/max_map_count", O_RDONLY | O_CLOEXEC);
+    fd = os_fault("open")
+             ? -1
+             : open("/proc/sys/vm/max_map_count", O_RDONLY | O_CLOEXEC);
     if (fd >= 0) {
         n = read(fd, text, sizeof(text) - 1);
         close(fd);
@@ -79,23 +82,37 @@ static bool refuses_signal_set(const void *address)
            errno == EFAULT;
 }
 
-/* The same with two file descriptors, where there are any. */
-static bool refuses_write(const void *address)
+/* Returns what write(2) of the byte at address says, or -errno. */
+static long write_byte(const void *address)
 {
     int fds[2];
-    bool guarded;
+    long n;
 
     os_count(OS_COUNT_SYSCALLS);
-    if (pipe2(fds, O_CLOEXEC | O_NONBLOCK)) {
-        return refuses_signal_set(address);
+    if (os_fault("pipe2") || pipe2(fds, O_CLOEXEC | O_NONBLOCK)) {
+        return -EMFILE;
     }
     os_count(OS_COUNT_SYSCALLS);
-    /* The system call itself: sanitizers look at what write() is given. */
-    guarded =
-        syscall(SYS_write, fds[1], address, (size_t)1) < 0 && errno == EFAULT;
+    n = -os_fault("guard_write");
+    if (n == 0) {
+        /* The call itself: sanitizers look at what write() is given. */
+        n = syscall(SYS_write, fds[1], address, (size_t)1);
+        n = n < 0 ? -errno : n;
+    }
     close(fds[0]);
     close(fds[1]);
-    return guarded;
+    return n;
+}
+
+/* The same with two file descriptors and some memory, where there are. */
+static bool refuses_write(const void *address)
+{
+    long n = write_byte(address);
+
+    if (n != 1 && n != -EFAULT) {
+        return refuses_signal_set(address);
+    }
+    return n < 0;
 }
 
 bool os_address_guarded(const void *address)
@@ -109,51 +126,97 @@ bool os_address_guarded(const void *address)
     return guarded;
 }
 
-/* Whether a guard of this kind has an effect on a page that was in use. */
-static bool works(OsGuardKind kind)
-{
-    size_t page = os_page_size();
-    char *map = mmap(NULL, 3 * page, PROT_READ | PROT_WRITE,
-                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    bool guarded;
+/* These return 0 or -errno. */
 
-    if (map == MAP_FAILED) {
-        return false;
+static int guard_by_madvise(char *address, size_t size)
+{
+    int error = os_fault("madvise");
+
+    if (error) {
+        return -error;
     }
-    map[page] = 1;
-    if (kind == OS_GUARD_MADVISE) {
-        guarded = madvise(map + page, page, GUARD_INSTALL) == 0;
-    } else {
-        guarded = mprotect(map + page, page, PROT_NONE) == 0;
-    }
-    guarded = guarded && os_address_guarded(map + page) &&
-              !os_address_guarded(map) && !os_address_guarded(map + 2 * page);
-    munmap(map, 3 * page);
-    return guarded;
+    return madvise(address, size, GUARD_INSTALL) ? -errno : 0;
 }
 
-static OsGuardKind probe(void)
+static int guard_by_mprotect(char *address, size_t size)
+{
+    int error = os_fault("mprotect");
+
+    if (error) {
+        return -error;
+    }
+    return mprotect(address, size, PROT_NONE) ? -errno : 0;
+}
+
+static char *map_for_probe(size_t size)
+{
+    void *map = MAP_FAILED;
+
+    if (!os_fault("map")) {
+        map = mmap(NULL, size, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    }
+    return map == MAP_FAILED ? NULL : map;
+}
+
+/*
+ * 1 if a guard of this kind has an effect on a page that was in use, 0 if not,
+ * -ENOMEM if that cannot be found out now.
+ */
+static int works(OsGuardKind kind)
+{
+    size_t page = os_page_size();
+    char *map = map_for_probe(3 * page);
+    bool guarded;
+    int ret;
+
+    if (!map) {
+        return -ENOMEM;
+    }
+    map[page] = 1;
+    ret = kind == OS_GUARD_MADVISE ? guard_by_madvise(map + page, page)
+                                   : guard_by_mprotect(map + page, page);
+    guarded = ret == 0 && os_address_guarded(map + page) &&
+              !os_address_guarded(map) && !os_address_guarded(map + 2 * page);
+    munmap(map, 3 * page);
+    return ret == -ENOMEM ? ret : guarded;
+}
+
+/* Returns an OsGuardKind, or -ENOMEM. */
+static int probe(void)
 {
     const char *wanted = os_getenv("COAIO_GUARD");
+    int found = 0;
 
     if (wanted && strcmp(wanted, "none") == 0) {
         return OS_GUARD_NONE;
     }
-    if ((!wanted || strcmp(wanted, "mprotect") != 0) &&
-        works(OS_GUARD_MADVISE)) {
-        return OS_GUARD_MADVISE;
+    if (!wanted || strcmp(wanted, "mprotect") != 0) {
+        found = works(OS_GUARD_MADVISE);
     }
-    return works(OS_GUARD_MPROTECT) ? OS_GUARD_MPROTECT : OS_GUARD_NONE;
+    if (found != 0) {
+        return found < 0 ? found : OS_GUARD_MADVISE;
+    }
+    found = works(OS_GUARD_MPROTECT);
+    if (found != 0) {
+        return found < 0 ? found : OS_GUARD_MPROTECT;
+    }
+    return OS_GUARD_NONE;
 }
 
 OsGuardKind os_guard_kind(void)
 {
     static int known; /* atomic; 0: not probed yet, else 1 + OsGuardKind */
     int kind = load_relaxed(&known);
+    int found;
 
     if (unlikely(kind == 0)) {
+        found = probe();
+        if (found < 0) {
+            return OS_GUARD_NONE; /* this time */
+        }
         /* Threads that come at once find the same. */
-        kind = 1 + (int)probe();
+        kind = 1 + found;
         store_relaxed(&known, kind);
     }
     return (OsGuardKind)(kind - 1);
@@ -169,7 +232,7 @@ static size_t install_batch(int self, char *first, size_t size, size_t stride,
                             size_t n)
 {
     struct iovec regions[BATCH];
-    long bytes;
+    long bytes = -1;
     size_t i;
 
     n = n < BATCH ? n : BATCH;
@@ -178,7 +241,10 @@ static size_t install_batch(int self, char *first, size_t size, size_t stride,
         regions[i].iov_len = size;
     }
     os_count(OS_COUNT_SYSCALLS);
-    bytes = syscall(SYS_process_madvise, self, regions, n, GUARD_INSTALL, 0);
+    if (!os_fault("process_madvise")) {
+        bytes =
+            syscall(SYS_process_madvise, self, regions, n, GUARD_INSTALL, 0);
+    }
     return bytes < 0 ? 0 : (size_t)bytes / size;
 }
 
@@ -195,7 +261,8 @@ static size_t install_batches(char *first, size_t size, size_t stride, size_t n)
         return 0;
     }
     os_count(OS_COUNT_SYSCALLS);
-    self = (int)syscall(SYS_pidfd_open, getpid(), 0);
+    self =
+        os_fault("pidfd_open") ? -1 : (int)syscall(SYS_pidfd_open, getpid(), 0);
     if (self < 0) {
         return 0;
     }
@@ -221,14 +288,16 @@ static size_t install_batches(char *first, size_t size, size_t stride, size_t n)
 }
 #endif
 
-/* Returns how many regions have a guard; errno says why not all. */
-static size_t install(char *first, size_t size, size_t stride, size_t n)
+/* Returns how many regions have a guard; *ret says why not all. */
+static size_t install(char *first, size_t size, size_t stride, size_t n,
+                      int *ret)
 {
     size_t done = install_batches(first, size, stride, n);
 
-    for (; done < n; done++) {
+    for (*ret = 0; done < n; done++) {
         os_count(OS_COUNT_SYSCALLS);
-        if (madvise(first + done * stride, size, GUARD_INSTALL)) {
+        *ret = guard_by_madvise(first + done * stride, size);
+        if (*ret < 0) {
             break;
         }
     }
@@ -251,7 +320,7 @@ static size_t split(char *first, size_t size, size_t stride, size_t n)
             break;
         }
         os_count(OS_COUNT_SYSCALLS);
-        if (mprotect(first + done * stride, size, PROT_NONE)) {
+        if (guard_by_mprotect(first + done * stride, size) < 0) {
             fetch_sub_relaxed(&split_guards, 1);
             break;
         }
@@ -263,15 +332,16 @@ OsGuardKind os_guard(char *first, size_t size, size_t stride, size_t n,
                      size_t *done)
 {
     OsGuardKind kind = os_guard_kind();
+    int ret;
 
     *done = 0;
     if (os_fault("guard")) {
         return OS_GUARD_NONE;
     }
     if (kind == OS_GUARD_MADVISE) {
-        *done = install(first, size, stride, n);
+        *done = install(first, size, stride, n, &ret);
         /* Kernels before 6.15 refuse locked memory (mlockall(2)). */
-        if (*done == 0 && errno == EINVAL) {
+        if (*done == 0 && ret == -EINVAL) {
             kind = OS_GUARD_MPROTECT;
         }
     }

@@ -82,16 +82,29 @@ size_t os_page_size(void)
     return size;
 }
 
+/* Returns whether the advice was taken. */
+static bool advise(void *address, size_t size, int advice)
+{
+    return !os_fault("madvise") && madvise(address, size, advice) == 0;
+}
+
+/* Returns whether there is no mapping any more. */
+static bool unmap(void *address, size_t size)
+{
+    return !os_fault("munmap") && munmap(address, size) == 0;
+}
+
 /* Cut a mapping of size + slack bytes down to size bytes aligned to align. */
 static char *trim(char *mapping, size_t size, size_t align, size_t slack)
 {
     size_t before = -(uintptr_t)mapping & (align - 1);
 
+    /* What cannot be cut off stays, as addresses without memory. */
     if (before > 0) {
-        munmap(mapping, before);
+        unmap(mapping, before);
     }
     if (slack > before) {
-        munmap(mapping + before + size, slack - before);
+        unmap(mapping + before + size, slack - before);
     }
     return mapping + before;
 }
@@ -116,7 +129,7 @@ void *os_map(size_t size, size_t align)
     }
     mapping = trim(mapping, size, align, slack);
     /* Fails on kernels that have no huge pages, which is as good. */
-    madvise(mapping, size, MADV_NOHUGEPAGE);
+    advise(mapping, size, MADV_NOHUGEPAGE);
     return mapping;
 }
 
@@ -128,8 +141,8 @@ void os_unmap(void *address, size_t size)
      * This can fail only at the limit of mappings, for a part of a mapping.
      * Then the address space is lost, but the memory need not be.
      */
-    if (munmap(address, size)) {
-        madvise(address, size, MADV_DONTNEED);
+    if (!unmap(address, size)) {
+        advise(address, size, MADV_DONTNEED);
     }
 }
 
@@ -140,12 +153,12 @@ void os_unmap(void *address, size_t size)
 void os_discard(void *address, size_t size)
 {
     os_count(OS_COUNT_SYSCALLS);
-    if (madvise(address, size, MADV_DONTNEED) == 0) {
+    if (advise(address, size, MADV_DONTNEED)) {
         return;
     }
     /* After mlockall(): the pages stay, or are locked again when touched. */
     os_count(OS_COUNT_SYSCALLS);
-    if (madvise(address, size, MADV_DONTNEED_LOCKED) != 0) {
+    if (!advise(address, size, MADV_DONTNEED_LOCKED)) {
         memset(address, 0, size);
     }
 }

@@ -45,8 +45,9 @@ typedef enum OsGuardKind {
 /*
  * Make n regions of size bytes, at first, first + stride, ..., inaccessible.
  * Uses the first way that works on this machine, found out by its effect (a
- * write(2) of a byte of such a page gives EFAULT) and remembered.  All or
- * nothing is not promised: *done says how many have a guard now.
+ * write(2) of a byte of such a page gives EFAULT) and remembered; if there is
+ * no memory to find out, there is none this time.  All or nothing is not
+ * promised: *done says how many have a guard now.
  *
  * mprotect guards take at most half of vm.max_map_count, at two mappings for
  * each; the others are left to the program.

@@ -7,6 +7,7 @@
  */
 #include "guards.h"
 #include "harness.h"
+#include "nth.h"
 #include "os/fault.h"
 #include "os/memory.h"
 #include "os/valgrind.h"
@@ -25,6 +26,7 @@
 #include <unistd.h>
 
 #define REGIONS 200 /* more than one batch */
+#define SOME    70  /* likewise, where each call fails in turn */
 
 static void want(const char *kind)
 {
@@ -297,6 +299,160 @@ TEST(a_guard_that_fails_leaves_none)
     CHECK(os_fault_fired());
     CHECK_EQ(done, 0);
     CHECK(!os_address_guarded(map));
+}
+
+/* Of guards that were asked for while a call failed, those that are said to
+ * be there are; and the others can be had afterwards. */
+static void check_some(char *map, OsGuardKind kind, size_t done)
+{
+    size_t page = os_page_size();
+    size_t more;
+
+    CHECK_EQ(kind == OS_GUARD_NONE, done == 0);
+    for (size_t i = 0; i < SOME; i++) {
+        CHECK_EQ(os_address_guarded(map + i * 2 * page), i < done);
+    }
+    os_unguard(kind, done);
+    if (done < SOME) {
+        kind =
+            os_guard(map + done * 2 * page, page, 2 * page, SOME - done, &more);
+        CHECK(kind != OS_GUARD_NONE);
+        CHECK_EQ(done + more, SOME);
+        os_unguard(kind, more);
+    }
+    os_unmap(map, SOME * 2 * page);
+}
+
+static void guard_whatever_fails(int error)
+{
+    size_t page = os_page_size();
+    unsigned nth = 0;
+    bool fired;
+
+    CHECK(os_guard_kind() != OS_GUARD_NONE);
+    do {
+        char *map = os_map(SOME * 2 * page, page);
+        OsGuardKind kind;
+        size_t done;
+
+        CHECK(map != NULL);
+        os_fault_arm(++nth, error, NULL);
+        kind = os_guard(map, page, 2 * page, SOME, &done);
+        fired = os_fault_fired();
+        check_some(map, kind, done);
+        CHECK(fired || done == SOME);
+        CHECK(nth < 1000);
+    } while (fired);
+    CHECK(nth > SOME / 64); /* batches, and what comes before them */
+}
+
+TEST(guards_whichever_call_fails)
+{
+    guard_whatever_fails(ENOMEM);
+}
+
+TEST(guards_whichever_call_is_not_known)
+{
+    guard_whatever_fails(EINVAL);
+}
+
+TEST(mprotect_guards_whichever_call_fails)
+{
+    want("mprotect");
+    guard_whatever_fails(ENOMEM);
+}
+
+/*
+ * To find out which guards work takes memory and descriptors.  That there were
+ * none once was taken for an answer: no coroutine could be made any more.
+ */
+static void find_out(void)
+{
+    OsGuardKind kind = os_guard_kind();
+
+    CHECK(kind != OS_GUARD_NONE || strcmp(os_fault_call(), "map") == 0 ||
+          strcmp(os_fault_call(), "madvise") == 0 ||
+          strcmp(os_fault_call(), "mprotect") == 0);
+    kind = os_guard_kind();
+    os_fault_fired();
+    CHECK(kind != OS_GUARD_NONE);
+    check_guards();
+    CHECK_EQ(os_guard_kind(), kind);
+}
+
+TEST(want_of_memory_is_not_taken_for_want_of_guards)
+{
+    CHECK(nth_alone(find_out, ENOMEM, NULL) >= 4);
+}
+
+TEST(want_of_memory_is_not_taken_for_want_of_mprotect_guards)
+{
+    want("mprotect");
+    CHECK(nth_alone(find_out, ENOMEM, NULL) >= 4);
+}
+
+TEST(a_limit_that_is_not_told_is_the_usual_one)
+{
+    want("mprotect");
+    os_fault_arm(1, EMFILE, "open");
+    check_guards();
+    CHECK(os_fault_fired());
+}
+
+/* Returns how many calls could be made to fail. */
+static unsigned discard_whatever_fails(char *map, size_t size)
+{
+    unsigned nth = 0;
+
+    do {
+        memset(map, 1, size);
+        os_fault_arm(++nth, ENOMEM, "madvise");
+        os_discard(map, size);
+        for (size_t i = 0; i < size; i++) {
+            CHECK_EQ(map[i], 0);
+        }
+    } while (os_fault_fired());
+    return nth - 1;
+}
+
+TEST(pages_are_given_back_whichever_call_fails)
+{
+    size_t page = os_page_size();
+    char *map = os_map(page, page);
+
+    map[0] = 1;
+    if (madvise(map, page, 24) == 0 && map[0]) {
+        SKIP("MADV_DONTNEED_LOCKED succeeds and does nothing here");
+    }
+    CHECK_EQ(discard_whatever_fails(map, page), 1);
+    /* The first fails by itself where memory is locked: then the second. */
+    if (mlock(map, page) == 0) {
+        CHECK(discard_whatever_fails(map, page) >= 1);
+    }
+    os_unmap(map, page);
+}
+
+TEST(a_mapping_that_cannot_be_unmapped_keeps_no_memory)
+{
+    size_t page = os_page_size();
+    char *map = os_map(page, page);
+
+    map[0] = 1;
+    os_fault_arm(1, ENOMEM, "munmap");
+    os_unmap(map, page);
+    CHECK(os_fault_fired());
+    CHECK_EQ(map[0], 0);
+    os_unmap(map, page);
+    /* What is too much of it is not cut off. */
+    for (unsigned nth = 1; nth <= 2; nth++) {
+        os_fault_arm(nth, ENOMEM, "munmap");
+        map = os_map(3 * page, 4 << 20);
+        os_fault_fired();
+        CHECK(map != NULL);
+        CHECK_EQ((uintptr_t)map % (4 << 20), 0);
+        memset(map, 1, 3 * page);
+        os_unmap(map, 3 * page);
+    }
 }
 
 TEST(mappings_are_aligned_and_zeroed)
