@@ -10,7 +10,8 @@
  *
  *   1. OsThread.pool is a chain of pool_size free slots, all poolable;
  *      pool_size is at most POOL_LIMIT.
- *   2. A thread whose pool is not empty is prepared: the hook will run.
+ *   2. A thread whose pool is not empty is prepared: the hook will run.  One
+ *      that could not be prepared, for want of a key or of memory, has none.
  *   3. OsThread.pool_limit is POOL_LIMIT in a thread that is prepared, and 0
  *      before and with COAIO_DEBUG=1, when no slot may go straight back.
  */
@@ -88,7 +89,8 @@ static void prepare(OsThread *thread)
         os_thread_prepare(thread);
         store_release(&hooked, true);
     }
-    thread->pool_limit = os_debug() ? 0 : POOL_LIMIT; /* INVARIANTS 3 */
+    /* INVARIANTS 3 */
+    thread->pool_limit = thread->prepared && !os_debug() ? POOL_LIMIT : 0;
 }
 
 static bool refill(OsThread *thread)
@@ -106,7 +108,9 @@ static bool refill(OsThread *thread)
             return true;
         }
     }
-    n = stack_get_batch(STACK_CLASS_DEFAULT, POOL_BATCH, &chain);
+    /* One that is not prepared takes what it needs now: INVARIANTS 2. */
+    n = stack_get_batch(STACK_CLASS_DEFAULT, thread->prepared ? POOL_BATCH : 1,
+                        &chain);
     if (n == 0) {
         return false;
     }
@@ -168,7 +172,7 @@ void pool_put(OsThread *thread, Coroutine *co)
             return;
         }
     }
-    if (unlikely(!co->poolable)) {
+    if (unlikely(!co->poolable || !thread->prepared)) {
         stack_put(co);
         return;
     }

@@ -109,22 +109,32 @@ static void note_fork(void)
 
 static void set_up(void)
 {
-    key_usable = pthread_key_create(&key, run_hooks) == 0;
+    key_usable = !os_fault("pthread_key_create") &&
+                 pthread_key_create(&key, run_hooks) == 0;
     if (!key_usable) {
         warn_line("no thread-specific key is left: what threads keep is not "
                   "given back when they end");
     }
-    /* Can fail for lack of memory; then children are not recognised. */
-    pthread_atfork(NULL, NULL, note_fork);
+    if (os_fault("pthread_atfork") || pthread_atfork(NULL, NULL, note_fork)) {
+        warn_line("no memory for pthread_atfork(): calls in forked children "
+                  "are not recognised");
+    }
 }
 
-void os_thread_prepare(OsThread *thread)
+/* Returns false for want of memory. */
+static bool set_key(OsThread *thread)
+{
+    return !os_fault("pthread_setspecific") &&
+           pthread_setspecific(key, thread) == 0;
+}
+
+bool os_thread_prepare(OsThread *thread)
 {
     const char *without;
 
     os_check_fork("coaio");
     if (likely(thread->prepared)) {
-        return;
+        return true;
     }
     without = os_shadow_stack();
     if (unlikely(without != NULL)) {
@@ -134,8 +144,9 @@ void os_thread_prepare(OsThread *thread)
     }
     pthread_once(&once, set_up);
     if (key_usable) {
-        thread->prepared = pthread_setspecific(key, thread) == 0;
+        thread->prepared = set_key(thread);
     }
+    return thread->prepared || !key_usable;
 }
 
 void os_thread_on_exit(void (*hook)(OsThread *thread))
@@ -185,7 +196,8 @@ void os_thread_stack_bounds(const void **bottom, size_t *size)
 
     *bottom = NULL;
     *size = 0;
-    if (pthread_getattr_np(pthread_self(), &attr)) {
+    if (os_fault("pthread_getattr_np") ||
+        pthread_getattr_np(pthread_self(), &attr)) {
         return;
     }
     if (!pthread_attr_getstack(&attr, &address, size)) {
@@ -209,23 +221,44 @@ typedef struct Starting {
     char name[16];
 } Starting;
 
+/* Returns 0 or -errno. */
+static int set_cpus(const cpu_set_t *cpus, size_t size)
+{
+    int error = os_fault("sched_setaffinity");
+
+    if (error) {
+        return -error;
+    }
+    return sched_setaffinity(0, size, cpus) ? -errno : 0;
+}
+
+/* The same. */
+static int get_cpus(cpu_set_t *cpus, size_t size)
+{
+    int error = os_fault("sched_getaffinity");
+
+    if (error) {
+        return -error;
+    }
+    return sched_getaffinity(0, size, cpus) ? -errno : 0;
+}
+
 /* Move the calling thread to exactly these CPUs.  Returns 0 or -errno. */
 static int move_to(const cpu_set_t *cpus, size_t size)
 {
     cpu_set_t *now;
-    int result = 0;
+    int result = set_cpus(cpus, size);
 
-    if (sched_setaffinity(0, size, cpus)) {
-        return -errno;
+    if (result < 0) {
+        return result;
     }
     now = os_alloc(size);
     if (!now) {
         return -ENOMEM;
     }
+    result = get_cpus(now, size);
     /* The kernel passes over CPUs that it does not have, if it has others. */
-    if (sched_getaffinity(0, size, now)) {
-        result = -errno;
-    } else if (!CPU_EQUAL_S(size, now, cpus)) {
+    if (result == 0 && !CPU_EQUAL_S(size, now, cpus)) {
         result = -EINVAL;
     }
     os_free(now);
@@ -239,7 +272,7 @@ static void *thread_main(void *opaque)
     void *arg = starting->arg;
     int result;
 
-    if (starting->name[0]) {
+    if (starting->name[0] && !os_fault("pthread_setname_np")) {
         pthread_setname_np(pthread_self(), starting->name);
     }
     if (!starting->cpus) {
@@ -260,10 +293,19 @@ static void *thread_main(void *opaque)
     return NULL;
 }
 
+/* One, if the system does not tell. */
+static unsigned count_processors(int name)
+{
+    long n = os_fault("sysconf") ? -1 : sysconf(name);
+
+    return n > 0 ? (unsigned)n : 1;
+}
+
 /* Fill in starting->cpus.  Returns 0 or -errno. */
 static int describe_cpus(Starting *starting, const OsThreadStart *start)
 {
     unsigned most = 0;
+    unsigned all;
     size_t i;
 
     for (i = 0; i < start->n_cpus; i++) {
@@ -274,9 +316,8 @@ static int describe_cpus(Starting *starting, const OsThreadStart *start)
         return -EINVAL;
     }
     /* The kernel wants room for all that it has, to answer with. */
-    if (most < (unsigned)sysconf(_SC_NPROCESSORS_CONF)) {
-        most = (unsigned)sysconf(_SC_NPROCESSORS_CONF);
-    }
+    all = count_processors(_SC_NPROCESSORS_CONF);
+    most = most < all ? all : most;
     most = most < CPU_SETSIZE ? CPU_SETSIZE - 1 : most;
     starting->cpus_size = CPU_ALLOC_SIZE(most + 1);
     starting->cpus = os_alloc(starting->cpus_size);
@@ -510,10 +551,14 @@ void os_futex_wait(uint32_t *word, uint32_t expected, int64_t timeout_ns)
     timeout.tv_sec = timeout_ns / NS_PER_S;
     timeout.tv_nsec = timeout_ns % NS_PER_S;
     os_count(OS_COUNT_SYSCALLS);
+    if (os_fault("futex_wait")) {
+        return;
+    }
     syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected,
             timeout_ns < 0 ? NULL : &timeout, NULL, 0);
 }
 
+/* Fails only where there is nothing at word, and nobody who waits there. */
 void os_futex_wake(uint32_t *word, int n)
 {
     os_count(OS_COUNT_SYSCALLS);
@@ -525,14 +570,12 @@ void os_futex_wake(uint32_t *word, int n)
 unsigned os_cpu_count(void)
 {
     cpu_set_t cpus;
-    long n;
 
     /* A machine with more CPUs than fit says EINVAL; then count them all. */
-    if (!sched_getaffinity(0, sizeof(cpus), &cpus)) {
+    if (get_cpus(&cpus, sizeof(cpus)) == 0) {
         return (unsigned)CPU_COUNT(&cpus);
     }
-    n = sysconf(_SC_NPROCESSORS_ONLN);
-    return n > 0 ? (unsigned)n : 1;
+    return count_processors(_SC_NPROCESSORS_ONLN);
 }
 
 bool os_one_cpu;

@@ -59,8 +59,11 @@ int os_errno(void);
  * Called before a thread first does what must be undone when it ends: makes
  * the hooks below run at its end.  Also checks that the process did not fork.
  * Cheap once done.
+ *
+ * Returns whether that was done, or can never be (the process has no key left,
+ * which is said once); if not, for want of memory, the next call tries again.
  */
-void os_thread_prepare(OsThread *thread);
+bool os_thread_prepare(OsThread *thread);
 
 /*
  * Have hook called in each prepared thread that ends; at most four of them,

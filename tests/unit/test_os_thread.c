@@ -5,6 +5,7 @@
  */
 #include "base/atomic.h"
 #include "harness.h"
+#include "nth.h"
 #include "os/clock.h"
 #include "os/fault.h"
 #include "os/memory.h"
@@ -152,27 +153,40 @@ TEST(a_thread_used_after_its_hooks_runs_them_again)
     CHECK_STR(trail, "ala");
 }
 
+static void prepare_twice(void *arg)
+{
+    (void)arg;
+    os_fault_arm(1, ENOMEM, "pthread_setspecific");
+    CHECK(!os_thread_prepare(os_thread()));
+    CHECK(os_fault_fired());
+    CHECK(!os_thread()->prepared);
+    prepare(NULL);
+}
+
+TEST(a_thread_that_could_not_be_prepared_is_later)
+{
+    os_thread_on_exit(hook_a);
+    run_thread(prepare_twice, NULL);
+    CHECK_STR(trail, "a");
+}
+
 static void prepare_in_vain(void *arg)
 {
     (void)arg;
-    os_thread_prepare(os_thread());
+    CHECK(os_thread_prepare(os_thread()));
+    CHECK(os_thread_prepare(os_thread()));
     CHECK(!os_thread()->prepared);
 }
 
-/* Others have used up all keys. */
-TEST_ABORTS(going_on_without_a_key_is_said,
+/* The line must be there once, so look for it and end by a signal. */
+TEST_ABORTS(without_a_key_threads_go_on_and_it_is_said,
             "^coaio: no thread-specific key is left: what threads keep is not "
             "given back when they end$")
 {
-    pthread_key_t other;
-    unsigned n = 0;
-
-    while (pthread_key_create(&other, NULL) == 0) {
-        n++;
-    }
-    CHECK(n <= PTHREAD_KEYS_MAX);
     os_thread_on_exit(hook_a);
+    os_fault_arm(1, EAGAIN, "pthread_key_create");
     run_thread(prepare_in_vain, NULL);
+    CHECK(os_fault_fired());
     CHECK_STR(trail, "");
     abort();
 }
@@ -194,6 +208,16 @@ TEST_ABORTS(a_shadow_stack_is_refused,
 {
     without_shadow_stack = "glibc.cpu.x86_shstk=off";
     os_thread_prepare(os_thread());
+}
+
+TEST_ABORTS(children_that_will_not_be_recognised_are_said,
+            "^coaio: no memory for pthread_atfork\\(\\): calls in forked "
+            "children are not recognised$")
+{
+    os_fault_arm(1, ENOMEM, "pthread_atfork");
+    run_thread(prepare, NULL);
+    CHECK(os_fault_fired());
+    abort();
 }
 
 /* --- fork ----------------------------------------------------------------- */
@@ -339,22 +363,41 @@ TEST(cpus_that_do_not_exist_are_refused)
 TEST(each_failure_of_a_start_is_clean)
 {
     unsigned cpu = some_cpu();
-    OsThreadStart start = {.run = end_at_once, .cpus = &cpu, .n_cpus = 1};
+    OsThreadStart start = {
+        .name = "fails",
+        .run = end_at_once,
+        .cpus = &cpu,
+        .n_cpus = 1,
+    };
     uint64_t made = os_counter(OS_COUNT_ALLOCATIONS);
     uint64_t freed = os_counter(OS_COUNT_FREES);
     OsThreadHandle thread;
-    unsigned nth = 0;
-    int result;
+    unsigned errors = 0, nth = 0;
+    bool fired;
 
     do {
+        int result;
+
         os_fault_arm(++nth, ENOMEM, NULL);
         result = os_thread_start(&thread, &start);
-        CHECK_EQ(result, os_fault_fired() ? -ENOMEM : 0);
-    } while (result < 0);
-    os_thread_join(&thread);
-    CHECK(nth > 3);
+        if (result == 0) {
+            os_thread_join(&thread);
+        }
+        fired = os_fault_fired();
+        CHECK_EQ(result, fired && !nth_is_done_without() ? -ENOMEM : 0);
+        errors += result < 0;
+    } while (fired);
+    CHECK_EQ(errors, 6);
     os_fault_arm(1, EAGAIN, "thread");
     CHECK_EQ(os_thread_start(&thread, &start), -EAGAIN);
+    os_fault_arm(1, EINVAL, "sysconf");
+    CHECK_EQ(os_thread_start(&thread, &start), 0);
+    CHECK(os_fault_fired());
+    os_thread_join(&thread);
+    os_fault_arm(1, EPERM, "sched_setaffinity");
+    CHECK_EQ(os_thread_start(&thread, &start), -EPERM);
+    os_fault_arm(1, EPERM, "sched_getaffinity");
+    CHECK_EQ(os_thread_start(&thread, &start), -EPERM);
     /* An allocation that was made to fail counts, and has nothing to free. */
     CHECK_EQ(os_counter(OS_COUNT_ALLOCATIONS) - made - 3,
              os_counter(OS_COUNT_FREES) - freed);
@@ -385,6 +428,18 @@ TEST(the_bounds_of_a_stack_hold_its_variables)
     run_thread(check_bounds, NULL);
 }
 
+TEST(bounds_that_are_not_told_are_none)
+{
+    const void *bottom = trail;
+    size_t size = 1;
+
+    os_fault_arm(1, ENOMEM, "pthread_getattr_np");
+    os_thread_stack_bounds(&bottom, &size);
+    CHECK(os_fault_fired());
+    CHECK(bottom == NULL);
+    CHECK_EQ(size, 0);
+}
+
 TEST(cpus_are_counted_as_far_as_they_may_be_used)
 {
     unsigned all = os_cpu_count();
@@ -396,6 +451,10 @@ TEST(cpus_are_counted_as_far_as_they_may_be_used)
     CPU_SET(some_cpu(), &one);
     CHECK_EQ(sched_setaffinity(0, sizeof(one), &one), 0);
     CHECK_EQ(os_cpu_count(), 1);
+    /* Else all that there are. */
+    os_fault_arm(1, EINVAL, "sched_getaffinity");
+    CHECK(os_cpu_count() >= 1);
+    CHECK(os_fault_fired());
 }
 
 /* --- futexes and locks ---------------------------------------------------- */
@@ -426,6 +485,9 @@ TEST(a_futex_wait_ends)
 {
     os_futex_wait(&word, 0, 0);
     os_futex_wait(&word, 0, 1000000);
+    os_fault_arm(1, EINTR, "futex_wait");
+    os_futex_wait(&word, 0, -1);
+    CHECK(os_fault_fired());
 }
 
 static OsMutex lock = OS_MUTEX_INIT;

@@ -263,6 +263,33 @@ TEST(an_unguarded_one_is_never_pooled)
     CHECK_EQ(coroutine_create_full(&co, nothing, NULL, NULL), -ENOMEM);
 }
 
+static void run_unprepared(void *opaque)
+{
+    Coroutine *co[10];
+
+    (void)opaque;
+    for (int round = 0; round < 2; round++) {
+        for (int i = 0; i < 10; i++) {
+            co[i] = coroutine_create(nothing, NULL);
+            CHECK_EQ(os_thread()->pool_size, 0);
+        }
+        for (int i = 0; i < 10; i++) {
+            coroutine_enter(co[i]);
+            CHECK_EQ(os_thread()->pool_size, 0);
+        }
+    }
+    CHECK(!os_thread()->prepared);
+}
+
+/* Nobody would learn of its end: what it had pooled was lost. */
+TEST(a_thread_that_cannot_be_prepared_pools_nothing)
+{
+    os_fault_arm(1, EAGAIN, "pthread_key_create");
+    run_in_thread(run_unprepared, NULL);
+    CHECK(os_fault_fired());
+    CHECK_EQ(used(), 0);
+}
+
 TEST(a_failed_refill_is_an_error_and_leaks_nothing)
 {
     CoroutineOptions options = {.size = sizeof(options)};

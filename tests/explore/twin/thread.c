@@ -39,9 +39,10 @@ int os_errno(void)
 static void (*hooks[HOOKS_MAX])(OsThread *thread);
 static unsigned hook_count;
 
-void os_thread_prepare(OsThread *thread)
+bool os_thread_prepare(OsThread *thread)
 {
     thread->prepared = true;
+    return true;
 }
 
 void os_thread_on_exit(void (*hook)(OsThread *thread))
