@@ -185,7 +185,8 @@ COAIO_API int co_errno(void);
  * unless it has one.  Call it in each thread that enters coroutines; I/O
  * threads do so by themselves.
  *
- * Returns 0, or -ENOMEM.
+ * Returns 0, or -ENOMEM; or another -errno where a sandbox forbids signal
+ * handlers.  After an error it may be called again.
  */
 COAIO_API int aio_install_overflow_handler(void);
 

@@ -10,8 +10,9 @@
  *
  * INVARIANTS
  *
- *   1. claims and previous are written before a handler is set, and only
- *      previous changes afterwards, by SA_RESETHAND.
+ *   1. claimer is written before any handler is set, and previous before that
+ *      of its signal is; only previous changes afterwards, by SA_RESETHAND.
+ *      It is never our own handler, which would pass a fault on to itself.
  *   2. OsThread.signal_stack is NULL or a mapping of stack_mapping_size()
  *      bytes, whose lowest page is a guard.
  */
@@ -25,6 +26,7 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -33,14 +35,32 @@
 #define SIGNAL_STACK_LEAST (64 * 1024)
 
 static OsMutex install_lock = OS_MUTEX_INIT;
-static bool installed; /* install_lock */
 static OsFaultClaims *claimer;
-static struct sigaction previous_segv;
-static struct sigaction previous_bus;
 
-static struct sigaction *previous_of(int signal_number)
+/* A signal that is handled. */
+typedef struct Handled {
+    bool installed; /* install_lock */
+    struct sigaction previous;
+} Handled;
+
+static Handled handled_segv;
+static Handled handled_bus;
+
+static Handled *handled_of(int signal_number)
 {
-    return signal_number == SIGBUS ? &previous_bus : &previous_segv;
+    return signal_number == SIGBUS ? &handled_bus : &handled_segv;
+}
+
+/* sigaction(2).  Returns 0 or -errno. */
+static int act(int signal_number, const struct sigaction *action,
+               struct sigaction *previous)
+{
+    int error = os_fault("sigaction");
+
+    if (error) {
+        return -error;
+    }
+    return sigaction(signal_number, action, previous) ? -errno : 0;
 }
 
 /*
@@ -48,12 +68,17 @@ static struct sigaction *previous_of(int signal_number)
  * when the handler returns, and then dies in its own place, which is what a
  * core dump should show.  A signal that was sent must be sent again: it stays
  * pending until the handler has returned.
+ *
+ * Where that cannot be had (a sandbox forbids it), the fault would come again
+ * and again: then the process aborts.
  */
 static void die(int signal_number, const siginfo_t *info)
 {
     struct sigaction action = {.sa_handler = SIG_DFL};
 
-    sigaction(signal_number, &action, NULL);
+    if (act(signal_number, &action, NULL) < 0) {
+        abort();
+    }
     if (info->si_code <= 0) {
         raise(signal_number);
     }
@@ -81,7 +106,7 @@ static void call_previous(const struct sigaction *action, int signal_number,
 
 static void pass_on(int signal_number, siginfo_t *info, void *context)
 {
-    struct sigaction *previous = previous_of(signal_number);
+    struct sigaction *previous = &handled_of(signal_number)->previous;
     struct sigaction action = *previous;
 
     if (!(action.sa_flags & SA_SIGINFO)) {
@@ -118,33 +143,39 @@ static void on_fault(int signal_number, siginfo_t *info, void *context)
     errno = saved;
 }
 
+/* Unless it was done before.  Returns 0 or -errno. */
 static int set_handler(int signal_number)
 {
+    Handled *handled = handled_of(signal_number);
     struct sigaction action = {
         .sa_sigaction = on_fault,
         .sa_flags = SA_SIGINFO | SA_ONSTACK,
     };
+    int result;
 
-    sigemptyset(&action.sa_mask);
-    if (sigaction(signal_number, NULL, previous_of(signal_number)) ||
-        sigaction(signal_number, &action, NULL)) {
-        return -errno;
+    if (handled->installed) {
+        return 0; /* INVARIANTS 1 */
     }
-    return 0;
+    sigemptyset(&action.sa_mask);
+    result = act(signal_number, NULL, &handled->previous);
+    if (result == 0) {
+        result = act(signal_number, &action, NULL);
+    }
+    handled->installed = result == 0;
+    return result;
 }
 
 int os_install_fault_handler(OsFaultClaims *claims)
 {
-    int result = 0;
+    int result;
 
     os_mutex_lock(&install_lock);
-    if (!installed) {
+    if (!claimer) {
         claimer = claims;
-        result = set_handler(SIGSEGV);
-        if (result == 0) {
-            result = set_handler(SIGBUS);
-        }
-        installed = result == 0;
+    }
+    result = set_handler(SIGSEGV);
+    if (result == 0) {
+        result = set_handler(SIGBUS);
     }
     os_mutex_unlock(&install_lock);
     return result;
@@ -164,29 +195,61 @@ static size_t stack_mapping_size(void)
     return (((size_t)size + page - 1) & ~(page - 1)) + page;
 }
 
-static bool has_signal_stack(stack_t *stack)
+/* sigaltstack(2).  Returns 0 or -errno. */
+static int exchange_stack(const stack_t *stack, stack_t *previous)
 {
+    int error = os_fault("sigaltstack");
+
     os_count(OS_COUNT_SYSCALLS);
-    return sigaltstack(NULL, stack) == 0 && !(stack->ss_flags & SS_DISABLE);
+    if (error) {
+        return -error;
+    }
+    return sigaltstack(stack, previous) ? -errno : 0;
+}
+
+/*
+ * Take ours away, unless somebody has replaced it meanwhile: theirs stays.
+ * Returns 0, or -errno: it may be in use.
+ */
+static int take_away(const char *mapping)
+{
+    stack_t stack;
+    int result = exchange_stack(NULL, &stack);
+
+    if (result < 0 || (stack.ss_flags & SS_DISABLE) ||
+        stack.ss_sp != (void *)(mapping + os_page_size())) {
+        return result;
+    }
+    stack.ss_flags = SS_DISABLE;
+    return exchange_stack(&stack, NULL);
 }
 
 static void free_signal_stack(OsThread *thread)
 {
     char *mapping = thread->signal_stack;
-    stack_t stack;
 
     if (!mapping) {
         return;
     }
-    /* Somebody may have replaced ours meanwhile: theirs stays. */
-    if (has_signal_stack(&stack) &&
-        stack.ss_sp == (void *)(mapping + os_page_size())) {
-        stack.ss_flags = SS_DISABLE;
-        sigaltstack(&stack, NULL);
+    /* Better lost than taken from under a handler. */
+    if (take_away(mapping) == 0) {
+        os_unmap(mapping, stack_mapping_size());
     }
-    os_unmap(mapping, stack_mapping_size());
     thread->signal_stack = NULL;
     thread->overflow_ready = false;
+}
+
+/* A mapping with a guard below, or NULL. */
+static char *make_stack(size_t size)
+{
+    size_t page = os_page_size();
+    char *mapping = os_fault("signal_stack") ? NULL : os_map(size, page);
+
+    /* Fails at the limit of mappings only; then it goes unguarded. */
+    if (mapping && !os_fault("mprotect")) {
+        mprotect(mapping, page, PROT_NONE);
+    }
+    return mapping;
 }
 
 int os_signal_stack_install(void)
@@ -196,29 +259,34 @@ int os_signal_stack_install(void)
     size_t page = os_page_size();
     stack_t stack;
     char *mapping;
+    int result;
 
     if (thread->overflow_ready) {
         return 0;
     }
-    if (has_signal_stack(&stack)) {
+    result = exchange_stack(NULL, &stack);
+    if (result < 0) {
+        return result; /* there may be one */
+    }
+    if (!(stack.ss_flags & SS_DISABLE)) {
         thread->overflow_ready = true;
         return 0;
     }
-    mapping = os_fault("signal_stack") ? NULL : os_map(size, page);
+    os_thread_on_exit(free_signal_stack);
+    if (!os_thread_prepare(thread)) {
+        return -ENOMEM; /* nobody would give it back */
+    }
+    mapping = make_stack(size);
     if (!mapping) {
         return -ENOMEM;
     }
-    /* Fails at the limit of mappings only; then it goes unguarded. */
-    mprotect(mapping, page, PROT_NONE);
-    os_thread_on_exit(free_signal_stack);
-    os_thread_prepare(thread);
     stack.ss_sp = mapping + page;
     stack.ss_size = size - page;
     stack.ss_flags = 0;
-    os_count(OS_COUNT_SYSCALLS);
-    if (sigaltstack(&stack, NULL)) {
+    result = exchange_stack(&stack, NULL);
+    if (result < 0) {
         os_unmap(mapping, size);
-        return -ENOMEM;
+        return result;
     }
     thread->signal_stack = mapping;
     thread->overflow_ready = true;

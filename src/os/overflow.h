@@ -23,7 +23,8 @@ typedef bool OsFaultClaims(const void *address, char *line, size_t size);
  * Handle SIGSEGV and SIGBUS, once a process.  A fault that claims says yes to
  * is reported on stderr, and ends the process by the signal, at the faulting
  * instruction.  Every other goes to the handler that was there before.
- * Further calls do nothing.
+ * Further calls do nothing, or what one that failed has left to do: one signal
+ * may be handled then, and the other not.
  *
  * Returns 0 or -errno.
  */
@@ -33,7 +34,7 @@ int os_install_fault_handler(OsFaultClaims *claims);
  * Give the calling thread an alternate signal stack, unless it has one,
  * whoever made that.  Goes with the thread.
  *
- * Returns 0 or -ENOMEM.
+ * Returns 0 or -errno (-ENOMEM).
  */
 int os_signal_stack_install(void);
 

@@ -5,6 +5,7 @@
  * none, and taken back.
  */
 #include "harness.h"
+#include "nth.h"
 #include "os/fault.h"
 #include "os/memory.h"
 #include "os/overflow.h"
@@ -40,7 +41,7 @@ static bool claims(const void *address, char *line, size_t size)
     return true;
 }
 
-static void install(void)
+static void map_pages(void)
 {
     size_t done;
 
@@ -50,6 +51,11 @@ static void install(void)
     foreign = mmap(NULL, os_page_size(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS,
                    -1, 0);
     CHECK(foreign != MAP_FAILED);
+}
+
+static void install(void)
+{
+    map_pages();
     CHECK_EQ(os_signal_stack_install(), 0);
     CHECK_EQ(os_install_fault_handler(claims), 0);
     CHECK_EQ(os_install_fault_handler(claims), 0);
@@ -266,6 +272,59 @@ TEST_DIES(a_previous_handler_for_one_fault_gets_one, SIGSEGV, "^first$")
     puts("second");
 }
 
+/* --- calls that fail ------------------------------------------------------ */
+
+/*
+ * The handler of SIGSEGV was set, that of SIGBUS could not be.  A second call
+ * took ours for the one before it, which it called for ever.
+ */
+static void install_twice(void)
+{
+    struct sigaction previous = {.sa_sigaction = jump_out,
+                                 .sa_flags = SA_SIGINFO};
+    int result;
+
+    CHECK_EQ(sigaction(SIGSEGV, &previous, NULL), 0);
+    CHECK_EQ(sigaction(SIGBUS, &previous, NULL), 0);
+    result = os_install_fault_handler(claims);
+    CHECK_EQ(result, os_fault_fired() ? -EPERM : 0);
+    CHECK_EQ(os_install_fault_handler(claims), 0);
+    map_pages();
+    if (sigsetjmp(way_out, 1) == 0) {
+        touch(foreign);
+        CHECK(!"the fault did not arrive");
+    }
+    if (sigsetjmp(way_out, 1) == 0) {
+        raise(SIGBUS);
+        CHECK(!"the signal did not arrive");
+    }
+    CHECK_EQ(calls, 2);
+    CHECK_EQ(seen.si_signo, SIGBUS);
+}
+
+TEST(a_handler_that_could_not_be_set_is_set_by_the_next_call)
+{
+    CHECK_EQ(nth_alone(install_twice, EPERM, "sigaction"), 4);
+}
+
+TEST_DIES(what_is_claimed_is_reported_after_half_of_a_failure, SIGSEGV,
+          "^coaio: guard hit$")
+{
+    signal(SIGSEGV, SIG_DFL);
+    os_fault_arm(4, EPERM, "sigaction");
+    CHECK_EQ(os_install_fault_handler(claims), -EPERM);
+    map_pages();
+    touch(guard);
+}
+
+/* It would be reported for ever. */
+TEST_ABORTS(a_fault_whose_default_cannot_be_had_aborts, "^coaio: guard hit$")
+{
+    install();
+    os_fault_arm(1, EPERM, "sigaction");
+    touch(guard);
+}
+
 /* --- alternate stacks ----------------------------------------------------- */
 
 static void *alternate_stack(void)
@@ -389,6 +448,109 @@ TEST(the_handler_runs_on_the_alternate_stack)
     given = alternate_stack();
     touch(foreign);
     CHECK_EQ(calls, 1);
+}
+
+/* What became of the alternate stack of a thread that has ended. */
+static bool taken_away, unmapped;
+
+static void look_at_stack(OsThread *thread)
+{
+    unsigned char present;
+
+    CHECK(thread->signal_stack == NULL);
+    taken_away = alternate_stack() == NULL;
+    unmapped = given && mincore(given, 1, &present) < 0 && errno == ENOMEM;
+    without_alternate_stack();
+}
+
+static int stack_result;
+
+static void try_to_get_stack(void *arg)
+{
+    (void)arg;
+    without_alternate_stack();
+    os_thread_prepare(os_thread()); /* for look_at_stack() */
+    os_fault_arm((uint64_t)(uintptr_t)arg, EPERM, "sigaltstack");
+    stack_result = os_signal_stack_install();
+    given = alternate_stack();
+    CHECK_EQ(given == NULL, stack_result < 0);
+}
+
+/*
+ * Asking for it and setting it may fail; so may asking and taking it away when
+ * the thread ends: then it is in use, perhaps, and must not be unmapped.
+ */
+TEST(an_alternate_stack_whichever_call_fails)
+{
+    uint64_t blocks =
+        os_counter(OS_COUNT_ALLOCATIONS) - os_counter(OS_COUNT_FREES);
+
+    os_thread_on_exit(look_at_stack); /* runs after the stack's hook */
+    for (uintptr_t nth = 1; nth <= 5; nth++) {
+        OsThreadStart start = {.run = try_to_get_stack, .arg = (void *)nth};
+        OsThreadHandle thread;
+
+        CHECK_EQ(os_thread_start(&thread, &start), 0);
+        os_thread_join(&thread);
+        CHECK_EQ(os_fault_fired(), nth < 5);
+        CHECK_EQ(stack_result, nth <= 2 ? -EPERM : 0);
+        CHECK_EQ(taken_away, nth <= 2 || nth == 5);
+        CHECK_EQ(unmapped, nth == 5);
+        blocks += nth == 3 || nth == 4;
+        CHECK_EQ(os_counter(OS_COUNT_ALLOCATIONS) - os_counter(OS_COUNT_FREES),
+                 blocks);
+    }
+}
+
+static void get_stack_later(void *arg)
+{
+    without_alternate_stack();
+    os_fault_arm(1, ENOMEM, "pthread_setspecific");
+    CHECK_EQ(os_signal_stack_install(), -ENOMEM);
+    CHECK(os_fault_fired());
+    CHECK(alternate_stack() == NULL);
+    get_stack(arg);
+}
+
+/* One that is not noticed when it ends gives nothing back. */
+TEST(an_alternate_stack_is_for_a_thread_whose_end_is_noticed)
+{
+    uint64_t made = os_counter(OS_COUNT_ALLOCATIONS);
+    uint64_t freed = os_counter(OS_COUNT_FREES);
+
+    run_thread(get_stack_later);
+    CHECK_EQ(os_counter(OS_COUNT_ALLOCATIONS) - made,
+             os_counter(OS_COUNT_FREES) - freed);
+}
+
+/* Whether there is one could not be found out: it was replaced. */
+static void keep_own_stack_unseen(void *arg)
+{
+    stack_t own = {.ss_sp = own_stack, .ss_size = sizeof(own_stack)};
+
+    (void)arg;
+    CHECK(sigaltstack(&own, NULL) == 0);
+    os_fault_arm(1, EPERM, "sigaltstack");
+    CHECK_EQ(os_signal_stack_install(), -EPERM);
+    CHECK_EQ(alternate_stack(), own_stack);
+    CHECK_EQ(os_signal_stack_install(), 0);
+    CHECK_EQ(alternate_stack(), own_stack);
+    without_alternate_stack();
+}
+
+TEST(an_alternate_stack_that_is_not_seen_stays)
+{
+    run_thread(keep_own_stack_unseen);
+}
+
+TEST(an_alternate_stack_may_go_without_a_guard)
+{
+    without_alternate_stack();
+    os_fault_arm(1, ENOMEM, "mprotect");
+    CHECK_EQ(os_signal_stack_install(), 0);
+    CHECK(os_fault_fired());
+    CHECK(!os_address_guarded((char *)alternate_stack() - 1));
+    memset((char *)alternate_stack() - os_page_size(), 1, os_page_size());
 }
 
 TEST(without_memory_there_is_no_alternate_stack)
