@@ -40,7 +40,8 @@ static uint64_t seed(void)
     uint64_t bits;
 
     os_count(OS_COUNT_SYSCALLS);
-    if (getrandom(&bits, sizeof(bits), GRND_NONBLOCK) != sizeof(bits)) {
+    if (os_fault("getrandom") ||
+        getrandom(&bits, sizeof(bits), GRND_NONBLOCK) != sizeof(bits)) {
         bits = (uint64_t)os_clock_monotonic_ns() ^ (uintptr_t)&bits;
     }
     return bits | 1;

@@ -156,8 +156,11 @@ static int try_to_enter(OsUring *ring)
     for (int i = 0; i < TRIES_TO_ENTER; i++) {
         int64_t begin_ns = os_clock_monotonic_ns(), ns;
 
+        ret = -os_fault("io_uring_enter");
         os_count(OS_COUNT_SYSCALLS);
-        ret = io_uring_enter((unsigned)ring->ring.ring_fd, 0, 0, 0, NULL);
+        if (ret == 0) {
+            ret = io_uring_enter((unsigned)ring->ring.ring_fd, 0, 0, 0, NULL);
+        }
         ns = os_clock_monotonic_ns() - begin_ns;
         best_ns = ns < best_ns ? ns : best_ns;
     }
@@ -202,10 +205,14 @@ int os_uring_open(OsUring **out, unsigned without)
 
 int os_uring_disabled(void)
 {
-    int fd = open("/proc/sys/kernel/io_uring_disabled", O_RDONLY | O_CLOEXEC);
     char digit;
     ssize_t n;
+    int fd;
 
+    if (os_fault("open")) {
+        return -1;
+    }
+    fd = open("/proc/sys/kernel/io_uring_disabled", O_RDONLY | O_CLOEXEC);
     if (fd < 0) {
         return -1;
     }
@@ -487,7 +494,9 @@ static int sleep_for_valgrind(OsUring *ring, int64_t timeout_ns)
 
     if (ret == 0 && io_uring_cq_ready(&ring->ring) == 0) {
         os_count(OS_COUNT_SYSCALLS);
-        ppoll(&pollfd, 1, timeout_ns > 0 ? &timeout : NULL, NULL);
+        if (!os_fault("poll")) {
+            ppoll(&pollfd, 1, timeout_ns > 0 ? &timeout : NULL, NULL);
+        }
     }
     return ret < 0 ? ret : enter(ring, 0, 0);
 }

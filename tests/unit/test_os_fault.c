@@ -190,6 +190,17 @@ TEST(random_numbers_differ)
     CHECK(all == 0);
 }
 
+TEST(without_random_bits_the_clock_is_the_seed)
+{
+    uint64_t first;
+
+    os_fault_arm(1, ENOSYS, "getrandom");
+    first = os_random();
+    CHECK(os_fault_fired());
+    CHECK(first != 0);
+    CHECK(os_random() != first);
+}
+
 TEST(the_environment_is_read_once)
 {
     setenv("COAIO_DEBUG", "1", 1);

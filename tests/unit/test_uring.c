@@ -238,6 +238,19 @@ TEST(where_there_is_no_memory_for_it_another_takes_its_place)
     CHECK(os_fault_fired());
 }
 
+#ifdef COAIO_HAVE_URING
+TEST(a_setting_that_is_not_told_is_not_there)
+{
+    int setting = os_uring_disabled();
+
+    CHECK(setting >= -1 && setting <= 2);
+    os_fault_arm(1, EMFILE, "open");
+    CHECK_EQ(os_uring_disabled(), -1);
+    CHECK(os_fault_fired());
+    CHECK_EQ(os_uring_disabled(), setting);
+}
+#endif
+
 /* --- the best that works ---------------------------------------------------*/
 
 static void check_works(const char *engine)
