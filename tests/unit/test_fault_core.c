@@ -1,17 +1,22 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Failing system calls and allocations under the core: contexts, I/O threads,
- * coroutines, bottom halves.  The nth call fails, and n grows until none does.
- * Each failure must come back as the error that it was, change nothing, and
- * leave nothing behind; or it is one of the documented aborts.
+ * coroutines, bottom halves.  The nth call fails, and n grows until none does;
+ * for what happens once in a process, each n has a process of its own.  Each
+ * failure must come back as the error that it was, change nothing, and leave
+ * nothing behind; or the library goes on without (nth.h); or it is one of the
+ * documented aborts.
  *
  * Blocks are counted: one that fails to be allocated counts as allocated, so
  * there is one more than before for each, and none for other calls that fail.
  */
+#include "coroutine/coroutine_int.h"
 #include "engines.h"
 #include "harness.h"
 #include "loopthread.h"
 #include "nth.h"
+#include "os/memory.h"
+#include "seccomp.h"
 
 #include <coaio/bh.h>
 #include <coaio/context.h>
@@ -20,12 +25,10 @@
 #include <coaio/wake.h>
 #include <dirent.h>
 #include <errno.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-
-enum {
-    CALLS_MOST = 200
-};
+#include <sys/syscall.h>
 
 static void nothing(void *opaque)
 {
@@ -93,7 +96,7 @@ static unsigned fail_each(const char *call, int error, TryFn *try,
 
     do {
         failed += fail_nth(call, error, ++nth, try, undo);
-        CHECK(nth < CALLS_MOST);
+        CHECK(nth < NTH_MOST);
     } while (os_fault_fired());
     return failed;
 }
@@ -134,38 +137,89 @@ TEST(a_context_fails_cleanly)
         CHECK_EQ(fail_each("io_uring_register", EMFILE, try_context,
                            undo_context),
                  uring);
+        /* The last of a few tells whether it is forbidden. */
+        CHECK_EQ(fail_each("io_uring_enter", ENOSYS, try_context, undo_context),
+                 uring);
+        CHECK_EQ(fail_each("io_uring_enter", EIO, try_context, undo_context),
+                 0);
     }
 }
 
-/* Whatever fails, and with an error that is none of the expected ones. */
-static void fail_any(void)
+/* A pipe takes the place of the event fd. */
+TEST(a_context_without_event_fds_fails_cleanly)
 {
-    int ret;
+    static const char *const engines[] = {"epoll", "poll", "uring"};
 
-    for (unsigned nth = 1; nth < CALLS_MOST; nth++) {
-        AioContext *ctx = NULL;
-
-        os_fault_arm(nth, ENOMEM, NULL);
-        ret = try_context(&ctx);
-        if (!os_fault_fired()) {
-            CHECK_EQ(ret, 0);
-            aio_context_unref(ctx);
-            return;
-        }
-        CHECK_EQ(ret, nth_is_done_without() ? 0 : -ENOMEM);
-        CHECK_EQ(ctx == NULL, ret < 0);
-        aio_context_unref(ctx);
+    if (seccomp_refuse(SYS_eventfd2, ENOSYS)) {
+        SKIP("no seccomp here");
     }
-    CHECK(!"there is an end to it");
+    for (int i = 0; i < (uring_works() ? 3 : 2); i++) {
+        engine = engines[i];
+        CHECK_EQ(fail_each("pipe2", EMFILE, try_context, undo_context), 1);
+    }
+}
+
+static void set_flag(void *opaque)
+{
+    *(bool *)opaque = true;
+}
+
+typedef struct Posting {
+    AioContext *ctx;
+    AioBHStorage storage;
+    bool done;
+} Posting;
+
+static void post(void *opaque)
+{
+    Posting *p = opaque;
+
+    aio_bh_schedule_oneshot_embedded(p->ctx, &p->storage, set_flag, &p->done);
+}
+
+/* It works, whatever fails now. */
+static void use_context(AioContext *ctx)
+{
+    Posting posting = {.ctx = ctx};
+
+    aio_context_attach(ctx);
+    run_in_thread(post, &posting);
+    while (!posting.done) {
+        aio_poll(ctx, true);
+    }
+    aio_notify(ctx);
+    CHECK(!aio_poll(ctx, true));
+}
+
+/* Whatever fails, and with an error that is none of the expected ones; the
+ * first time in the process that a context is made. */
+static void make_and_use_context(void)
+{
+    AioContext *ctx = NULL;
+    int ret = try_context(&ctx);
+
+    if (ret == -ENOSYS) {
+        return; /* no io_uring here */
+    }
+    if (ret < 0) {
+        CHECK_EQ(ret, -ENOMEM);
+        CHECK(ctx == NULL);
+        CHECK(os_fault_fired() && !nth_is_done_without());
+        CHECK_EQ(try_context(&ctx), 0);
+    } else {
+        CHECK(!os_fault_call() || nth_is_done_without());
+    }
+    use_context(ctx);
+    aio_context_unref(ctx);
 }
 
 TEST(a_context_fails_with_the_error_that_there_was)
 {
     static const char *const engines[] = {"epoll", "poll", "uring"};
 
-    for (int i = 0; i < (uring_works() ? 3 : 2); i++) {
+    for (int i = 0; i < 3; i++) {
         engine = engines[i];
-        fail_any();
+        CHECK(nth_alone(make_and_use_context, ENOMEM, NULL) > 8);
     }
 }
 
@@ -190,6 +244,72 @@ TEST(an_iothread_fails_cleanly)
      * not at all if a tool has given it one. */
     CHECK(fail_each("signal_stack", ENOMEM, try_iothread, undo_iothread) <= 1);
     CHECK(fail_each("map", ENOMEM, try_iothread, undo_iothread) <= 1);
+    CHECK(fail_each("sigaltstack", EPERM, try_iothread, undo_iothread) >= 1);
+}
+
+TEST(an_iothread_fails_cleanly_for_want_of_a_handler)
+{
+    /* Of four calls; what one has done is not done again by the next. */
+    CHECK_EQ(fail_each("sigaction", EPERM, try_iothread, undo_iothread), 3);
+}
+
+/* What it can do without, or try again, when it begins and when it ends. */
+TEST(an_iothread_goes_on_without_what_it_does_not_need)
+{
+    static const char *const calls[] = {
+        "pthread_setspecific", "pthread_setname_np", "futex_wait",
+        "event_set",           "mprotect",           "munmap",
+    };
+
+    for (unsigned i = 0; i < ARRAY_SIZE(calls); i++) {
+        CHECK_EQ(fail_each(calls[i], ENOMEM, try_iothread, undo_iothread), 0);
+    }
+}
+
+static int try_iothread_on_a_cpu(void *out)
+{
+    IOThreadOptions options = {.size = sizeof(options), .n_cpus = 1};
+    cpu_set_t cpus;
+    unsigned cpu = 0;
+
+    CHECK_EQ(sched_getaffinity(0, sizeof(cpus), &cpus), 0);
+    while (!CPU_ISSET(cpu, &cpus)) {
+        cpu++;
+    }
+    options.cpus = &cpu;
+    return iothread_new(out, "fails", &options);
+}
+
+TEST(an_iothread_that_cannot_be_placed_fails_cleanly)
+{
+    static const char *const calls[] = {"sched_setaffinity",
+                                        "sched_getaffinity"};
+
+    for (int i = 0; i < 2; i++) {
+        CHECK_EQ(
+            fail_each(calls[i], EPERM, try_iothread_on_a_cpu, undo_iothread),
+            1);
+    }
+}
+
+/* The first of the process, whatever fails, and stopping it. */
+static void start_and_stop(void)
+{
+    IOThread *iothread = NULL;
+    int ret = try_iothread_on_a_cpu(&iothread);
+
+    if (ret < 0) {
+        CHECK_EQ(ret, -ENOMEM);
+        CHECK(iothread == NULL);
+        CHECK(os_fault_fired() && !nth_is_done_without());
+        CHECK_EQ(try_iothread(&iothread), 0);
+    }
+    iothread_unref(iothread);
+}
+
+TEST(a_first_iothread_fails_cleanly)
+{
+    CHECK(nth_alone(start_and_stop, ENOMEM, NULL) > 20);
 }
 
 /* --- coroutines -----------------------------------------------------------*/
@@ -236,7 +356,7 @@ TEST(a_coroutine_fails_cleanly_for_want_of_a_slab)
         bool failed = false;
 
         stack_size = size;
-        for (unsigned nth = 1; nth < CALLS_MOST; nth++) {
+        for (unsigned nth = 1; nth < NTH_MOST; nth++) {
             Coroutine *co = NULL;
 
             os_fault_arm(nth, ENOMEM, "alloc");
@@ -250,6 +370,30 @@ TEST(a_coroutine_fails_cleanly_for_want_of_a_slab)
             failed = true;
         }
         CHECK(failed);
+    }
+}
+
+/* The first of the process: what guards there are has to be found out. */
+static void make_and_run_coroutine(void)
+{
+    Coroutine *co = NULL;
+    int ret = try_coroutine(&co);
+
+    if (ret < 0) {
+        CHECK_EQ(ret, -ENOMEM);
+        CHECK(co == NULL);
+        CHECK(os_fault_fired());
+        CHECK_EQ(try_coroutine(&co), 0);
+    }
+    os_fault_fired(); /* not in what follows */
+    CHECK(os_address_guarded(co->stack_bottom - 1));
+    coroutine_enter(co);
+}
+
+TEST(a_first_coroutine_fails_cleanly)
+{
+    for (stack_size = 16384; stack_size <= 8388608; stack_size *= 8) {
+        CHECK(nth_alone(make_and_run_coroutine, ENOMEM, NULL) > 8);
     }
 }
 
@@ -332,11 +476,6 @@ TEST(the_paths_that_cannot_fail_ask_for_nothing)
 }
 
 /* --- waits ----------------------------------------------------------------*/
-
-static void set_flag(void *opaque)
-{
-    *(bool *)opaque = true;
-}
 
 /* How the engine of ctx waits. */
 static const char *wait_call(const AioContext *ctx)
