@@ -6,10 +6,13 @@
  * return (an error, or a result, where there is another way), nothing hangs
  * and nothing is lost; the harness looks for descriptors, LeakSanitizer and
  * Valgrind for memory.
+ *
+ * Then those that a signal may interrupt are interrupted: nobody notices.
  */
 
 #include "go.h"
-#include "os/fault.h"
+#include "nth.h"
+#include "seccomp.h"
 
 #include <coaio/io.h>
 #include <errno.h>
@@ -18,15 +21,16 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
-
-#define MOST_CALLS 500
 
 typedef struct Scene {
     int fds[2];
     int file;
+    size_t bytes;  /* to go through the pipe */
     unsigned ends; /* coroutines that have ended */
     bool over;     /* all of them */
     unsigned errors;
@@ -48,9 +52,10 @@ typedef struct Play {
     void (*close)(Scene *scene);
 } Play;
 
-/* Creating coroutines is not part of it: see test_stack.c. */
+/* The nth call of that name (NULL: of any) fails.  Creating coroutines is not
+ * part of it: see test_fault_core.c. */
 static bool play_once(const Play *play, const char *engine, int error,
-                      uint64_t nth)
+                      uint64_t nth, const char *only)
 {
     AioContext *ctx = go_begin(engine);
     Scene scene = {.fds = {-1, -1}, .file = -1};
@@ -62,13 +67,13 @@ static bool play_once(const Play *play, const char *engine, int error,
     for (; all < 3 && play->entries[all]; all++) {
         co[all] = coroutine_create(play->entries[all], &scene);
     }
-    os_fault_arm(nth, error, NULL);
+    os_fault_arm(nth, error, only);
     for (unsigned i = 0; i < all; i++) {
         coroutine_enter(co[i]);
     }
     go_until(ctx, &scene.over);
     fired = os_fault_fired();
-    if (!fired) {
+    if (!fired || error == EINTR) {
         CHECK_EQ(scene.errors, 0);
     }
     play->close(&scene);
@@ -76,18 +81,34 @@ static bool play_once(const Play *play, const char *engine, int error,
     return fired;
 }
 
+/* Returns how many calls could be made to fail. */
+static uint64_t play_each(const Play *play, const char *engine, int error,
+                          const char *only)
+{
+    uint64_t nth = 1;
+
+    while (play_once(play, engine, error, nth, only)) {
+        nth++;
+        CHECK(nth < NTH_MOST);
+    }
+    return nth - 1;
+}
+
 static void play_all(const Play *play, const char *engine)
 {
-    static const int errors[] = {ENOMEM, EIO};
+    static const char *const interruptible[] = {
+        "readv",          "writev",      "preadv",     "pwritev",
+        "recv",           "send",        "recvmsg",    "sendmsg",
+        "accept",         "connect",     "fsync",      "fdatasync",
+        "fallocate",      "fstat",       "close",      "poll",
+        "event_set",      "event_drain", "futex_wait", "epoll_wait",
+        "io_uring_enter",
+    };
 
-    for (unsigned e = 0; e < ARRAY_SIZE(errors); e++) {
-        uint64_t nth = 1;
-
-        while (play_once(play, engine, errors[e], nth)) {
-            nth++;
-            CHECK(nth < MOST_CALLS);
-        }
-        CHECK(nth > 1);
+    CHECK(play_each(play, engine, ENOMEM, NULL) > 0);
+    CHECK(play_each(play, engine, EIO, NULL) > 0);
+    for (unsigned i = 0; i < ARRAY_SIZE(interruptible); i++) {
+        play_each(play, engine, EINTR, interruptible[i]);
     }
 }
 
@@ -142,6 +163,85 @@ ON_EACH_ENGINE(sockets)
     play_all(&play, engine);
 }
 
+/* Not less than all without an error. */
+static void coroutine_fn receive_four(void *opaque)
+{
+    Scene *scene = opaque;
+    char bytes[4];
+    ssize_t n = co_recv(scene->fds[0], bytes, sizeof(bytes), MSG_WAITALL);
+
+    scene->errors += n != sizeof(bytes);
+    end_one(scene, 2);
+}
+
+static void coroutine_fn send_twice(void *opaque)
+{
+    Scene *scene = opaque;
+
+    for (int i = 0; i < 2; i++) {
+        if (co_send(scene->fds[1], "ab", 2, 0) != 2) {
+            scene->errors++;
+            shutdown(scene->fds[1], SHUT_RDWR);
+        }
+        count(scene, co_sleep_ns(1000));
+    }
+    end_one(scene, 2);
+}
+
+ON_EACH_ENGINE(waiting_for_all)
+{
+    const Play play = {
+        {receive_four, send_twice, NULL},
+        open_pair,
+        close_both,
+    };
+
+    play_all(&play, engine);
+}
+
+static struct msghdr message_of(struct iovec *iov, char *byte)
+{
+    *iov = (struct iovec){byte, 1};
+    return (struct msghdr){.msg_iov = iov, .msg_iovlen = 1};
+}
+
+static void coroutine_fn receive_message(void *opaque)
+{
+    Scene *scene = opaque;
+    char byte;
+    struct iovec iov;
+    struct msghdr msg = message_of(&iov, &byte);
+
+    count(scene, co_recvmsg(scene->fds[0], &msg, 0));
+    end_one(scene, 2);
+}
+
+static void coroutine_fn send_message(void *opaque)
+{
+    Scene *scene = opaque;
+    char byte = 'a';
+    struct iovec iov;
+    struct msghdr msg = message_of(&iov, &byte);
+    ssize_t n = co_sendmsg(scene->fds[1], &msg, 0);
+
+    count(scene, n);
+    if (n < 1) {
+        shutdown(scene->fds[1], SHUT_RDWR);
+    }
+    end_one(scene, 2);
+}
+
+ON_EACH_ENGINE(messages)
+{
+    const Play play = {
+        {receive_message, send_message, NULL},
+        open_pair,
+        close_both,
+    };
+
+    play_all(&play, engine);
+}
+
 /* --- pipes ----------------------------------------------------------------*/
 
 static void coroutine_fn read_to_the_end(void *opaque)
@@ -162,12 +262,13 @@ static void coroutine_fn read_to_the_end(void *opaque)
 
 static void coroutine_fn write_and_close(void *opaque)
 {
-    static char block[100000];
+    static char block[100000]; /* more than the pipe holds */
     Scene *scene = opaque;
     size_t done = 0;
 
-    while (done < sizeof(block)) {
-        ssize_t n = co_write(scene->fds[1], block + done, sizeof(block) - done);
+    CHECK(scene->bytes <= sizeof(block));
+    while (done < scene->bytes) {
+        ssize_t n = co_write(scene->fds[1], block + done, scene->bytes - done);
 
         count(scene, n);
         if (n < 0) {
@@ -186,6 +287,14 @@ static void ignore_sigpipe(Scene *scene)
 
     CHECK_EQ(sigaction(SIGPIPE, &ignore, NULL), 0);
     open_pipe(scene);
+    scene->bytes = 100000;
+}
+
+static void open_small_pipe(Scene *scene)
+{
+    ignore_sigpipe(scene);
+    fcntl(scene->fds[0], F_SETPIPE_SZ, 4096);
+    scene->bytes = 3 * 4096;
 }
 
 static void close_left(Scene *scene)
@@ -205,6 +314,22 @@ ON_EACH_ENGINE(pipes)
         close_left,
     };
 
+    play_all(&play, engine);
+}
+
+/* As terminals do: transfers are made by workers, PIPE_BUF bytes at a time. */
+ON_EACH_ENGINE(pipes_where_nothing_knows_nowait)
+{
+    const Play play = {
+        {write_and_close, read_to_the_end, NULL},
+        open_small_pipe,
+        close_left,
+    };
+
+    if (seccomp_refuse(SYS_preadv2, ENOSYS) ||
+        seccomp_refuse(SYS_pwritev2, ENOSYS)) {
+        SKIP("no seccomp here");
+    }
     play_all(&play, engine);
 }
 
@@ -247,6 +372,44 @@ static void coroutine_fn use_file(void *opaque)
 ON_EACH_ENGINE(files)
 {
     const Play play = {{use_file, NULL, NULL}, open_file, close_file};
+
+    play_all(&play, engine);
+}
+
+/* The thread itself does it all. */
+TEST(files_without_a_home)
+{
+    static const int errors[] = {ENOMEM, EIO};
+
+    for (unsigned e = 0; e < ARRAY_SIZE(errors); e++) {
+        unsigned nth = 0;
+        bool fired;
+
+        do {
+            Scene scene = {.fds = {-1, -1}};
+            Coroutine *co = coroutine_create(use_file, &scene);
+
+            open_file(&scene);
+            os_fault_arm(++nth, errors[e], NULL);
+            coroutine_enter(co);
+            fired = os_fault_fired();
+            CHECK(scene.over);
+            CHECK(fired || scene.errors == 0);
+            close_file(&scene);
+        } while (fired);
+        CHECK(nth > 7);
+    }
+}
+
+static void open_memory_file(Scene *scene)
+{
+    scene->file = memfd_create("coaio-test", MFD_CLOEXEC);
+    CHECK(scene->file >= 0);
+}
+
+ON_EACH_ENGINE(files_in_memory)
+{
+    const Play play = {{use_file, NULL, NULL}, open_memory_file, close_file};
 
     play_all(&play, engine);
 }
@@ -300,6 +463,25 @@ ON_EACH_ENGINE(connections)
     const Play play = {
         {accept_one, connect_one, NULL},
         listen_somewhere,
+        close_both,
+    };
+
+    play_all(&play, engine);
+}
+
+/* Without workers; and the one who accepts asks first. */
+static void listen_blocking(Scene *scene)
+{
+    listen_somewhere(scene);
+    CHECK_EQ(fcntl(scene->fds[0], F_SETFL, 0), 0);
+    CHECK_EQ(fcntl(scene->fds[1], F_SETFL, O_NONBLOCK), 0);
+}
+
+ON_EACH_ENGINE(nonblocking_connections)
+{
+    const Play play = {
+        {accept_one, connect_one, NULL},
+        listen_blocking,
         close_both,
     };
 
