@@ -3,7 +3,20 @@
  * Test builds only (COAIO_TESTING): making system calls and allocations fail,
  * counting them, and recording them.  In other builds all of it is nothing.
  *
- * Each function of os/ that can fail asks os_fault() with its own name first.
+ * Each call of os/ that can fail, and whose failure matters to anybody, asks
+ * os_fault() first, by its own name or by that of the function of os/ that it
+ * is made for.  Not asked for are
+ *
+ *   - what cannot fail as it is called here: clocks, the sizes of pages and of
+ *     signal stacks, signal masks, locks and condition variables, joining and
+ *     detaching, raise(3); and waking on a futex, which fails only where nobody
+ *     can wait.  What the library relies on there is an invariant.
+ *   - what is done all the same, and has no result that anybody looks at:
+ *     closing and unmapping what was for a probe, or is given up after an
+ *     error; and the line of a report, when the process dies.
+ *   - a second call for the same purpose, in a function that has asked:
+ *     epoll_wait(2) in place of epoll_pwait2(2), read(2) after open(2), what
+ *     liburing maps for a ring.  Tests refuse the first ones by seccomp.
  */
 #ifndef COAIO_OS_FAULT_H
 #define COAIO_OS_FAULT_H
