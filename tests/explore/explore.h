@@ -122,6 +122,17 @@ void explore_advance_ns(int64_t ns);
 /* A descriptor that is ready for these events (POLLIN, ...) from now on. */
 int explore_fd_open(void);
 void explore_fd_set(int fd, uint32_t events);
+/* The open file that it names now, or 0: no two have the same number. */
+uint32_t explore_fd_file(int fd);
+
+/* Calls on that file that rings have taken in, and whether one holds it. */
+unsigned explore_uring_calls(uint32_t file);
+bool explore_uring_holds(uint32_t file);
+/* The next n times that a thread enters the kernel with requests there is no
+ * memory for them. */
+void explore_uring_refuse(unsigned n);
+/* A queue has room for n requests. */
+void explore_uring_shrink(unsigned n);
 
 /* Litmus tests: this run has come out so; a number below 64. */
 void explore_outcome(unsigned number);

@@ -53,6 +53,11 @@ static void make_poll_context(void)
     make_context_with("poll");
 }
 
+static void make_uring_context(void)
+{
+    make_context_with("uring");
+}
+
 static void free_sources(void)
 {
     os_free(sources[0]);
@@ -135,6 +140,8 @@ EXPLORE(becomes_ready, .setup = make_context,
         .threads = {poll_until_handled, make_ready}, .finish = free_sources)
 EXPLORE(becomes_ready_for_poll, .setup = make_poll_context,
         .threads = {poll_until_handled, make_ready}, .finish = free_sources)
+EXPLORE(becomes_ready_for_uring, .setup = make_uring_context,
+        .threads = {poll_until_handled, make_ready}, .finish = free_sources)
 
 /* --- set from elsewhere ---------------------------------------------------*/
 
@@ -157,7 +164,7 @@ static void set_and_make_ready(void)
 }
 
 /* The kernel is told at once; but poll(2) has been told all when it was
- * called, and must be called anew. */
+ * called, and must be called anew, and so must io_uring_enter(2). */
 EXPLORE(set_from_elsewhere, .setup = make_context,
         .threads = {poll_until_new_ran, set_and_make_ready},
         .finish = free_sources)
@@ -165,6 +172,11 @@ EXPLORE(set_from_elsewhere_for_poll, .setup = make_poll_context,
         .threads = {poll_until_new_ran, set_and_make_ready},
         .finish = free_sources,
         .mutants = {{MUTANT_FD_CHANGE_QUIET, "lost wake-up", "poll", false}})
+EXPLORE(set_from_elsewhere_for_uring, .setup = make_uring_context,
+        .threads = {poll_until_new_ran, set_and_make_ready},
+        .finish = free_sources,
+        .mutants = {
+            {MUTANT_FD_CHANGE_QUIET, "lost wake-up", "uring", false}})
 
 /* --- replaced from elsewhere ----------------------------------------------*/
 
@@ -209,6 +221,9 @@ EXPLORE(replaced_from_elsewhere, .setup = make_context,
 EXPLORE(replaced_from_elsewhere_for_poll, .setup = make_poll_context,
         .threads = {poll_old_until_stop, silence_and_replace},
         .finish = check_new_never_ran)
+EXPLORE(replaced_from_elsewhere_for_uring, .setup = make_uring_context,
+        .threads = {poll_old_until_stop, silence_and_replace},
+        .finish = check_new_never_ran)
 
 /* --- removed from elsewhere -----------------------------------------------*/
 
@@ -221,6 +236,9 @@ static void remove_from_elsewhere(void)
 }
 
 EXPLORE(removed_from_elsewhere, .setup = make_context,
+        .threads = {poll_old_until_stop, remove_from_elsewhere},
+        .finish = free_sources)
+EXPLORE(removed_from_elsewhere_for_uring, .setup = make_uring_context,
         .threads = {poll_old_until_stop, remove_from_elsewhere},
         .finish = free_sources)
 

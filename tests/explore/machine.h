@@ -278,6 +278,14 @@ void report_place(uintptr_t pc, char *text, size_t size);
 /* The place of a thread's last operation. */
 void report_thread(const Thread *thread, char *text, size_t size);
 
+/* --- twin/event.c ---------------------------------------------------------*/
+
+/* What an open file is ready for, and how often it has become so; 0 if no
+ * descriptor names it any more. */
+uint32_t twin_file_ready(uint32_t file, uint32_t *rises);
+/* Wait until some file becomes ready; returns false if deadline_ns came. */
+bool twin_wait_ready(int64_t deadline_ns);
+
 /* --- main.c ---------------------------------------------------------------*/
 
 const char *mutant_name(Mutant mutant);

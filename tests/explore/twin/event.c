@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * os/event.h as the explorer has it: event descriptors, epoll and poll, and
- * descriptors of the tests.
+ * descriptors of the tests.  What a ring needs to know of them, too.
  *
  * An event is one location with acquire and release operations: setting it
  * hands a view on, and a wait that reports it takes the view over.  A level is
@@ -31,11 +31,14 @@ typedef struct Watch {
 
 typedef struct Fd {
     bool open;
+    uint32_t file;          /* the open file: no two have the same number */
     uint32_t ready;         /* POLLIN, ... */
+    uint32_t rises;         /* how often it has become ready */
     Watch watches[WATCHES]; /* of an epoll descriptor */
 } Fd;
 
 static Fd fds[FDS];
+static uint32_t files;
 
 static Fd *fd_at(int fd)
 {
@@ -50,6 +53,7 @@ static int open_fd(void)
         if (!fds[i].open) {
             memset(&fds[i], 0, sizeof(fds[i]));
             fds[i].open = true;
+            fds[i].file = ++files;
             return FIRST_FD + i;
         }
     }
@@ -86,6 +90,7 @@ static void take_view_over(const Fd *fd)
 static void make_ready(int fd, uint32_t events)
 {
     fd_at(fd)->ready |= events;
+    fd_at(fd)->rises++;
     for (int i = 0; i < FDS; i++) {
         for (int w = 0; fds[i].open && w < WATCHES; w++) {
             Watch *watch = &fds[i].watches[w];
@@ -96,7 +101,7 @@ static void make_ready(int fd, uint32_t events)
             }
         }
     }
-    machine_unblock(fds, THREADS); /* poll(2) */
+    machine_unblock(fds, THREADS); /* poll(2), rings */
 }
 
 /* --- events and other descriptors -----------------------------------------*/
@@ -156,6 +161,13 @@ int os_close(int fd)
 int explore_fd_open(void)
 {
     return open_fd();
+}
+
+uint32_t explore_fd_file(int fd)
+{
+    const Fd *sim = fd_at(fd);
+
+    return sim ? sim->file : 0;
 }
 
 void explore_fd_set(int fd, uint32_t events)
@@ -334,4 +346,22 @@ int os_poll(struct pollfd *pollfds, unsigned n, int64_t timeout_ns)
         trace("poll", "%d events", ready);
     }
     return ready;
+}
+
+/* --- rings ----------------------------------------------------------------*/
+
+uint32_t twin_file_ready(uint32_t file, uint32_t *rises)
+{
+    for (int i = 0; i < FDS; i++) {
+        if (fds[i].open && fds[i].file == file) {
+            *rises = fds[i].rises;
+            return fds[i].ready;
+        }
+    }
+    return 0;
+}
+
+bool twin_wait_ready(int64_t deadline_ns)
+{
+    return machine_block(fds, "an event", deadline_ns);
 }
