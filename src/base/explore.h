@@ -37,6 +37,7 @@
     each(FD_STALE_REPORT, "fd-stale-report")                                  \
     each(FD_TODO_KEPT, "fd-todo-kept")                                        \
     each(FD_WAIT_LINK_FIRST, "fd-wait-link-first")                            \
+    each(FD_WOKEN_BEFORE_DROP, "fd-woken-before-drop")                        \
     each(HANDLER_EDIT_IN_PLACE, "handler-edit-in-place")                      \
     each(IOTHREAD_NO_LAST_PASS, "iothread-no-last-pass")                      \
     each(IOTHREAD_STARTED_RELAXED, "iothread-started-relaxed")                \
@@ -76,12 +77,25 @@
     each(STOP_NO_FENCE, "stop-no-fence")                                      \
     each(STOP_NO_FENCE_LEAVER, "stop-no-fence-leaver")                        \
     each(STOP_NO_FENCE_WAKER, "stop-no-fence-waker")                          \
+    each(SUBMIT_NOT_AWAITED, "submit-not-awaited")                            \
+    each(SUBMIT_STALE, "submit-stale")                                        \
     each(TIMER_DEL_NO_LOCK, "timer-del-no-lock")                              \
     each(TIMER_FIRED_AS_IDLE, "timer-fired-as-idle")                          \
     each(TIMER_FRAME_MISSED, "timer-frame-missed")                            \
     each(TIMER_NO_POKE, "timer-no-poke")                                      \
     each(TIMER_NOT_STOPPED, "timer-not-stopped")                              \
     each(TIMER_POSTED_LATE, "timer-posted-late")                              \
+    each(URING_CHANGE_NOT_DUE, "uring-change-not-due")                        \
+    each(URING_DROP_NO_WAIT, "uring-drop-no-wait")                            \
+    each(URING_DROP_NOT_ENTERED, "uring-drop-not-entered")                    \
+    each(URING_DROP_QUIET, "uring-drop-quiet")                                \
+    each(URING_DROP_UNCOUNTED, "uring-drop-uncounted")                        \
+    each(URING_DROPPED_ENTERS, "uring-dropped-enters")                        \
+    each(URING_DUE_LATE, "uring-due-late")                                    \
+    each(URING_EXIT_UNCOUNTED, "uring-exit-uncounted")                        \
+    each(URING_LEFT_FORGOTTEN, "uring-left-forgotten")                        \
+    each(URING_STALE_COMPLETION, "uring-stale-completion")                    \
+    each(URING_WAKES_ONE, "uring-wakes-one")                                  \
     each(WAIT_KICK_EPOCH_LATE, "wait-kick-epoch-late")                        \
     each(WAIT_KICK_NO_FENCE_KICKER, "wait-kick-no-fence-kicker")              \
     each(WAIT_KICK_NO_FENCE_WAITER, "wait-kick-no-fence-waiter")              \

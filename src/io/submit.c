@@ -24,6 +24,7 @@
  */
 #include "io/io_int.h"
 
+#include "base/explore.h"
 #include "loop/context.h"
 #include "loop/fd_int.h"
 
@@ -114,7 +115,8 @@ static bool was_interrupted(ssize_t result)
 static ssize_t coroutine_fn await(AioContext *ctx, Submission *s, int *error)
 {
     *error = (int)co_wait_park(&s->wait.wait, -1);
-    if (!s->completed) {
+    if (!s->completed && !MUTANT(SUBMIT_NOT_AWAITED)) {
+        MARK("submit: a call is ended before it has completed");
         await_completion(ctx, s);
     }
     return s->op.result;
@@ -173,7 +175,7 @@ static int begin_with_turn(Submission *s, const IoTurn *turn, const char *what)
     int ret = -ECANCELED;
 
     os_mutex_lock(&turn->side->lock);
-    if (!io_fd_stale(turn->entry, turn->generation)) {
+    if (!io_fd_stale(turn->entry, turn->generation) || MUTANT(SUBMIT_STALE)) {
         ret = fd_wait_begin_op(&s->wait, s->op.request.fd, &s->op, what);
     }
     os_mutex_unlock(&turn->side->lock);

@@ -954,6 +954,12 @@ void fd_cancel_all(int fd, int error)
         cancel_in_table(list_entry(link, FdTable, link), fd, error, &ended);
     }
     os_mutex_unlock(&tables_lock);
+    if (MUTANT(FD_WOKEN_BEFORE_DROP) && !list_empty(&ended)) {
+        const FdWait *first = list_entry(list_first(&ended), FdWait, link);
+
+        wake_ended(&ended, "co_close");
+        drop_op(first);
+    }
     drop_ops(&ended);
     wake_ended(&ended, "co_close");
 }

@@ -38,6 +38,7 @@
  *      serial `armed`; else that has been removed, and it is ignored.
  */
 #include "base/assert.h"
+#include "base/explore.h"
 #include "loop/context.h"
 #include "loop/poller/poller.h"
 #include "os/clock.h"
@@ -56,7 +57,7 @@
  * the kernel takes it in and holds the file.  So it is in the list `queued`
  * until then, and whoever closes the descriptor drops it from there; or waits
  * until the home thread has come out of the kernel, if that has gone in with
- * it.
+ * it: [uring-drop] in docs/memory-ordering.md.
  */
 
 /* Completions that one wait takes. */
@@ -252,7 +253,8 @@ static void enter_queued(UringState *state)
 {
     os_mutex_lock(&state->lock);
     for (IoOp *op = state->queued; op; op = op->next) {
-        if (op->dropped) {
+        if (op->dropped && !MUTANT(URING_DROPPED_ENTERS)) {
+            MARK("uring: an operation is dropped before it enters");
             os_uring_replace(state->ring, op->slot);
             op->result = -ECANCELED;
         }
@@ -271,18 +273,29 @@ static void exit_queued(UringState *state)
     for (op = state->queued; op; op = next) {
         next = op->next;
         op->entering = false;
-        op->queued = !os_uring_taken(state->ring, op->slot);
+        op->queued = !os_uring_taken(state->ring, op->slot) &&
+                     !MUTANT(URING_LEFT_FORGOTTEN);
         if (op->queued) {
+            MARK("uring: an operation was not taken in");
             op->next = left;
             left = op;
         }
     }
     state->queued = left;
-    store_relaxed(&state->exits, state->exits + 1);
+    /*
+     * [uring-drop/A] exits changes, and droppers is read, under the lock under
+     * which entering has ended.  Pairs with [uring-drop/B] in
+     * drop_from_queue(): who saw it entering is counted, and sleeps only while
+     * exits is what it was.
+     */
+    if (!MUTANT(URING_EXIT_UNCOUNTED)) {
+        store_relaxed(&state->exits, state->exits + 1);
+    }
     droppers = state->droppers;
     os_mutex_unlock(&state->lock);
     if (droppers > 0) {
-        os_futex_wake(&state->exits, INT_MAX);
+        MARK("uring: droppers are woken");
+        os_futex_wake(&state->exits, MUTANT(URING_WAKES_ONE) ? 1 : INT_MAX);
     }
 }
 
@@ -403,6 +416,7 @@ static int arm_all_locked(UringState *state)
 
 static int queue_wanted(AioContext *ctx, UringState *state)
 {
+    bool due;
     int ret = 0;
 
     if (unlikely(!state->hears)) {
@@ -414,8 +428,14 @@ static int queue_wanted(AioContext *ctx, UringState *state)
     if (arm_all_locked(state) < 0) {
         ret = -EAGAIN;
     }
-    store_relaxed(&ctx->poller.due, state->first != NONE);
+    due = state->first != NONE;
+    if (!MUTANT(URING_DUE_LATE)) {
+        store_relaxed(&ctx->poller.due, due);
+    }
     os_mutex_unlock(&state->lock);
+    if (MUTANT(URING_DUE_LATE)) {
+        store_relaxed(&ctx->poller.due, due);
+    }
     return ret;
 }
 
@@ -455,7 +475,9 @@ static int update_uring(AioContext *ctx, int fd, uint32_t serial, uint32_t old,
     if (want_locked(state, fd, serial, events) < 0) {
         ret = -ENOMEM;
     }
-    store_relaxed(&ctx->poller.due, state->first != NONE);
+    if (!MUTANT(URING_CHANGE_NOT_DUE)) {
+        store_relaxed(&ctx->poller.due, state->first != NONE);
+    }
     held =
         events == 0 && (unsigned)fd < state->n && state->watches[fd].in_kernel;
     os_mutex_unlock(&state->lock);
@@ -476,11 +498,14 @@ static uint32_t poll_completed_locked(UringState *state, int fd,
     Watch *watch = &state->watches[fd];
     uint32_t happened, wanted = watch->events | TROUBLE;
 
-    if (!watch->in_kernel || watch->armed != serial) {
+    if ((!watch->in_kernel || watch->armed != serial) &&
+        !MUTANT(URING_STALE_COMPLETION)) {
+        MARK("uring: the end of what was removed is ignored");
         return 0; /* INVARIANTS 2 */
     }
     watch->in_kernel = event->more;
     if (watch->serial != serial || !watch->events) {
+        MARK("uring: what was wanted before is ignored");
         return 0;
     }
     happened = event->result == -EBADF ? POLLNVAL
@@ -669,6 +694,7 @@ static int queue_locked(UringState *state, IoOp *op)
     int ret;
 
     if (op->dropped) {
+        MARK("uring: an operation is dropped before it is submitted");
         return -ECANCELED;
     }
     ret =
@@ -737,14 +763,23 @@ static bool drop_from_queue(AioContext *ctx, UringState *state, IoOp *op)
 
     os_mutex_lock(&state->lock);
     op->dropped = true;
-    while (op->entering) {
+    while (op->entering && !MUTANT(URING_DROP_NO_WAIT)) {
+        MARK("uring: a drop waits for the home thread");
+        /*
+         * [uring-drop/B] exits is read, and we are counted, under the lock
+         * under which we saw it entering.  Pairs with [uring-drop/A] in
+         * exit_queued(): that wakes us, or comes before we sleep, and then we
+         * do not.
+         */
         exits = state->exits;
-        state->droppers++;
+        state->droppers += !MUTANT(URING_DROP_UNCOUNTED);
         os_mutex_unlock(&state->lock);
-        aio_notify(ctx); /* it may sleep there */
+        if (!MUTANT(URING_DROP_QUIET)) {
+            aio_notify(ctx); /* it may sleep there */
+        }
         os_futex_wait(&state->exits, exits, -1);
         os_mutex_lock(&state->lock);
-        state->droppers--;
+        state->droppers -= !MUTANT(URING_DROP_UNCOUNTED);
     }
     queued = op->queued;
     os_mutex_unlock(&state->lock);
@@ -756,8 +791,9 @@ static void drop_uring(AioContext *ctx, IoOp *op)
     UringState *state = ctx->poller.state;
 
     /* Let go of the file there and then. */
-    if (drop_from_queue(ctx, state, op) &&
-        context_is_home(ctx, os_thread()) && cancel_uring(ctx, op)) {
+    if (drop_from_queue(ctx, state, op) && context_is_home(ctx, os_thread()) &&
+        cancel_uring(ctx, op) && !MUTANT(URING_DROP_NOT_ENTERED)) {
+        MARK("uring: the home thread has the kernel let go of a file");
         enter_ring(state, 0);
     }
 }
