@@ -93,6 +93,7 @@
     each(URING_DROPPED_ENTERS, "uring-dropped-enters")                        \
     each(URING_DUE_LATE, "uring-due-late")                                    \
     each(URING_EXIT_UNCOUNTED, "uring-exit-uncounted")                        \
+    each(URING_GIVES_WAY_EARLY, "uring-gives-way-early")                      \
     each(URING_LEFT_FORGOTTEN, "uring-left-forgotten")                        \
     each(URING_STALE_COMPLETION, "uring-stale-completion")                    \
     each(URING_WAKES_ONE, "uring-wakes-one")                                  \

@@ -182,6 +182,24 @@ static int begin_with_turn(Submission *s, const IoTurn *turn, const char *what)
     return ret;
 }
 
+/* Its wait has begun, and others may end it. */
+static ssize_t coroutine_fn submit_socket_call(AioContext *ctx, Submission *s)
+{
+    ssize_t result;
+    int error;
+
+    if (!ctx->poller.ops->submit(ctx, &s->op)) {
+        fd_wait_end_op(&s->wait);
+        error = fd_wait_park(&s->wait, -1);
+        return error < 0 ? error : IO_NEEDS_OTHER_WAY;
+    }
+    result = await(ctx, s, &error);
+    if (was_interrupted(result) && error == 0) {
+        return IO_NEEDS_OTHER_WAY;
+    }
+    return outcome(result, error);
+}
+
 ssize_t io_submit_with_turn(const IoTurn *turn, const OsUringRequest *request,
                             const char *what)
 {
@@ -190,20 +208,13 @@ ssize_t io_submit_with_turn(const IoTurn *turn, const OsUringRequest *request,
         .op = {.post.run = submission_done, .request = *request},
         .of_socket = true,
     };
-    ssize_t result;
-    int error = begin_with_turn(&s, turn, what);
+    ssize_t result = begin_with_turn(&s, turn, what);
 
-    if (error < 0) {
-        return error;
+    if (result < 0) {
+        return result;
     }
-    if (!ctx->poller.ops->submit(ctx, &s.op)) {
-        fd_wait_end_op(&s.wait);
-        error = fd_wait_park(&s.wait, -1);
-        return error < 0 ? error : IO_NEEDS_OTHER_WAY;
-    }
-    result = await(ctx, &s, &error);
-    if (was_interrupted(result) && error == 0) {
-        return IO_NEEDS_OTHER_WAY;
-    }
-    return outcome(result, error);
+    ctx->poller.ops_known++;
+    result = submit_socket_call(ctx, &s);
+    ctx->poller.ops_known--;
+    return result;
 }

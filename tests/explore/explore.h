@@ -133,6 +133,8 @@ bool explore_uring_holds(uint32_t file);
 void explore_uring_refuse(unsigned n);
 /* A queue has room for n requests. */
 void explore_uring_shrink(unsigned n);
+/* A ring can be made, and not be used: a sandbox was closed meanwhile. */
+void explore_uring_forbid(void);
 
 /* Litmus tests: this run has come out so; a number below 64. */
 void explore_outcome(unsigned number);

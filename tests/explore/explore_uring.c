@@ -419,6 +419,38 @@ EXPLORE(closed_as_its_thread_ends, .setup = make_context,
         .threads = {submit_and_stop, close_first}, .finish = check_not_called,
         .leaks = true)
 
+/* --- another engine takes the place of this one ---------------------------*/
+
+static void make_context_with_forbidden_ring(void)
+{
+    explore_uring_forbid();
+    make_context_with(&ctx, "auto");
+    make_sockets();
+}
+
+static void try_to_receive(void)
+{
+    aio_context_attach(ctx);
+    prepare_to_receive(&sockets[0]);
+    explore_begin();
+    coroutine_enter(sockets[0].co);
+    poll_until_received();
+    end_loop();
+}
+
+static void check_other_way(void)
+{
+    CHECK(sockets[0].result == IO_NEEDS_OTHER_WAY ||
+          sockets[0].result == -ECANCELED);
+}
+
+EXPLORE(closed_as_the_engine_gives_way,
+        .setup = make_context_with_forbidden_ring,
+        .threads = {try_to_receive, close_first}, .finish = check_other_way,
+        .marks = {"uring: an operation that is known keeps the engine"},
+        .mutants = {
+            {MUTANT_URING_GIVES_WAY_EARLY, "data race", "poller.c", false}})
+
 /* --- a wait, which the engine has a poll for ------------------------------*/
 
 static AioBHStorage storage;

@@ -113,6 +113,8 @@ typedef struct Poller {
     bool best;      /* no engine was asked for, or "auto"; constant */
     bool replaceable; /* another may take its place; constant */
     unsigned ops_taken; /* operations that have not completed; the home's */
+    unsigned ops_known; /* that fd_cancel_all() may find, or has found, taken
+                           or not; the home's */
     bool ops_waiting; /* some of them for the next wait(); the home's */
     uint32_t due;  /* atomic; it has something to tell the kernel, and wants
                       to wait() even if nothing is watched */
@@ -140,9 +142,9 @@ int poller_open(struct AioContext *ctx, const char *name);
 void poller_close(struct AioContext *ctx);
 
 /*
- * The engine of ctx, which has no operations, may not use the kernel any more:
- * another takes its place, and the engine's state is gone.  Returns 0, or error
- * if none can.  Home thread, with no lock held.
+ * The engine of ctx, which has no operations, and none that are known, may not
+ * use the kernel any more: another takes its place, and the engine's state is
+ * gone.  Returns 0, or error if none can.  Home thread, with no lock held.
  */
 int poller_replace(struct AioContext *ctx, int error);
 

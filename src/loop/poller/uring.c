@@ -121,6 +121,7 @@ typedef struct UringState {
     bool enabled;  /* likewise */
     bool hears;    /* likewise: the event fd is watched */
     bool polled;   /* likewise: a foreign loop may poll the ring */
+    bool leaving;  /* likewise: another engine is to take its place */
     int reported;  /* likewise: by the last wait() that reported something */
     Demand reads;  /* likewise: for which prefers() was asked */
     Demand sends;  /* likewise */
@@ -222,12 +223,24 @@ static void close_uring(AioContext *ctx)
 /*
  * The kernel took the ring, but does not let this thread use it any more: a
  * sandbox was closed meanwhile.  The state is gone afterwards, and ctx has
- * another engine.
+ * another engine; or all is as before, and the next pass tries again.
  */
 static COLD void give_way(AioContext *ctx, int error)
 {
+    UringState *state = ctx->poller.state;
     CoroutineLabel label;
 
+    /*
+     * Another thread may be about to drop one, or be in drop_uring() with it:
+     * it wakes the coroutine when it has come out.  There will be no more.
+     */
+    state->leaving = true;
+    if (ctx->poller.ops_known > 0 && ctx->poller.ops_taken == 0 &&
+        ctx->poller.replaceable && !MUTANT(URING_GIVES_WAY_EARLY)) {
+        MARK("uring: an operation that is known keeps the engine");
+        spin_hint();
+        return;
+    }
     if (ctx->poller.ops_taken > 0 || poller_replace(ctx, error) < 0) {
         misuse("aio_poll: the ring of %s was made, but may not be used by "
                "this thread (error %d): forbid io_uring before contexts are "
@@ -654,6 +667,9 @@ static bool takes_uring(AioContext *ctx, OsUringCall call)
 {
     const UringState *state = ctx->poller.state;
 
+    if (unlikely(state->leaving)) {
+        return false;
+    }
     if (os_uring_call_of_socket(call) && !state->receives &&
         (unsigned)state->reported < load_relaxed(&crowd)) {
         return false;

@@ -12,7 +12,8 @@
  * closes what they name before.
  *
  * A context that names no engine is told that there are no rings, and takes
- * epoll: so do the explorations of everything else.
+ * epoll: so do the explorations of everything else.  Where rings are to be
+ * forbidden it is given one first.
  */
 #include "../machine.h"
 
@@ -62,6 +63,7 @@ static unsigned calls[FILES];
 static unsigned holders[FILES];
 static unsigned room = QUEUE;
 static unsigned refusals;
+static bool forbidden;
 
 /* --- for tests ------------------------------------------------------------*/
 
@@ -85,11 +87,16 @@ void explore_uring_shrink(unsigned n)
     room = n;
 }
 
+void explore_uring_forbid(void)
+{
+    forbidden = true;
+}
+
 /* --- life -----------------------------------------------------------------*/
 
 int os_uring_open(OsUring **ring, unsigned without)
 {
-    if (without & OS_URING_BEST) {
+    if ((without & OS_URING_BEST) && !forbidden) {
         return -ENOPKG;
     }
     *ring = os_alloc(sizeof(**ring));
@@ -120,7 +127,7 @@ int os_uring_disabled(void)
 int os_uring_enable(OsUring *ring)
 {
     ring->user = machine->current + 1;
-    return 0;
+    return forbidden ? -EPERM : 0;
 }
 
 int os_uring_descriptor(const OsUring *ring)
