@@ -528,11 +528,10 @@ static void handle(void *opaque)
     explore_fail("failed check", "nothing comes for %p", opaque);
 }
 
-static void set_handler(AioFdFunc *handler)
+static void set_handler(const Socket *s, AioFdFunc *handler)
 {
-    CHECK_EQ(
-        aio_set_fd_handler(ctx, sockets[0].fd, handler, NULL, NULL, NULL, NULL),
-        0);
+    CHECK_EQ(aio_set_fd_handler(ctx, s->fd, handler, NULL, NULL, NULL, NULL),
+             0);
 }
 
 static void set_stop(void *opaque)
@@ -544,14 +543,14 @@ static void set_stop(void *opaque)
 static void poll_until_stop(void)
 {
     aio_context_attach(ctx);
-    set_handler(handle);
+    set_handler(&sockets[0], handle);
     aio_poll(ctx, false);
     explore_begin();
     while (!stop) {
         aio_poll(ctx, true);
     }
     explore_end();
-    set_handler(NULL);
+    set_handler(&sockets[0], NULL);
     CHECK(!explore_uring_holds(sockets[0].file));
     aio_context_unref(ctx);
 }
@@ -559,8 +558,8 @@ static void poll_until_stop(void)
 static void replace_handler(void)
 {
     explore_begin();
-    set_handler(NULL);
-    set_handler(handle);
+    set_handler(&sockets[0], NULL);
+    set_handler(&sockets[0], handle);
     aio_bh_schedule_oneshot_embedded(ctx, &storage, set_stop, NULL);
     explore_end();
 }
@@ -571,5 +570,24 @@ EXPLORE(its_handler_is_replaced, .setup = make_context,
         .marks = {"uring: the end of what was removed is ignored"},
         .mutants = {{MUTANT_URING_STALE_COMPLETION, "failed check",
                      "poll_until_stop", false}})
+
+/* The kernel is entered for that, with the receive, and not to sleep. */
+static void receive_and_remove(void)
+{
+    aio_context_attach(ctx);
+    set_handler(&sockets[1], handle);
+    aio_poll(ctx, false);
+    prepare_to_receive(&sockets[0]);
+    explore_begin();
+    coroutine_enter(sockets[0].co);
+    set_handler(&sockets[1], NULL);
+    CHECK(!explore_uring_holds(sockets[1].file));
+    poll_until_received();
+    end_loop();
+}
+
+EXPLORE(closed_as_a_handler_is_removed, .setup = make_context,
+        .threads = {receive_and_remove, close_first}, .finish = check_cancelled,
+        .marks = {"uring: an operation is dropped before it enters"})
 
 EXPLORE_MAIN()
