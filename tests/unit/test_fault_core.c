@@ -219,7 +219,7 @@ TEST(a_context_fails_with_the_error_that_there_was)
 
     for (int i = 0; i < 3; i++) {
         engine = engines[i];
-        CHECK(nth_alone(make_and_use_context, ENOMEM, NULL) > 8);
+        CHECK(nth_alone(make_and_use_context, ENOMEM, NULL) > 5);
     }
 }
 
