@@ -184,7 +184,7 @@ EXPLORE(its_coroutine_ends_as_its_thread_does, .setup = make_one,
         .marks = {"context: another has let go for the coroutines"},
         .mutants = {
             {MUTANT_STOP_NO_FENCE_LEAVER, "leak", "leave_home", true},
-            {MUTANT_CONTEXT_HELD_PLAIN, "failed check", "drop_handle", false},
+            {MUTANT_CONTEXT_HELD_PLAIN, "misuse", "no references left", false},
         })
 
 EXPLORE(its_coroutines_end_as_its_thread_does, .setup = make_one,
