@@ -366,15 +366,22 @@ static inline bool is_home(const Coroutine *co)
     return co->counted || !co->home;
 }
 
-/* Make co the running coroutine; the switch follows. */
+/* Make co, which is home, the running coroutine; the switch follows. */
+static inline void begin_at_home(OsThread *thread, Coroutine *co,
+                                 Coroutine *caller)
+{
+    store_relaxed(&co->state, COROUTINE_ENTERED);
+    co->caller = caller;
+    thread->current = co;
+}
+
+/* The same for one that may have to be counted first. */
 static inline void begin(OsThread *thread, Coroutine *co, Coroutine *caller)
 {
     if (unlikely(!is_home(co))) {
         coroutine_count_in(co);
     }
-    store_relaxed(&co->state, COROUTINE_ENTERED);
-    co->caller = caller;
-    thread->current = co;
+    begin_at_home(thread, co, caller);
 }
 
 /* It may not: abort with the reason, or bring co home to this thread first. */
@@ -427,9 +434,7 @@ void coroutine_enter(Coroutine *co)
         enter_slow(co);
         return;
     }
-    store_relaxed(&co->state, COROUTINE_ENTERED);
-    co->caller = from;
-    thread->current = co;
+    begin_at_home(thread, co, from);
     switch_to(thread, from, co);
 }
 
@@ -494,15 +499,20 @@ static ALWAYS_INLINE void fetch_ahead(const Fifo *deferred)
     }
 }
 
-/* The first of the deferred, of which there is one: it takes over. */
-static inline Coroutine *begin_deferred(OsThread *thread)
+/* The first of the deferred, of which there is one. */
+static inline Coroutine *first_deferred(const OsThread *thread)
 {
-    FifoNode *node = fifo_take(&thread->deferred);
-    Coroutine *to = container_of(node, Coroutine, link);
+    return container_of(thread->deferred.head, Coroutine, link);
+}
 
+/* The same, taken off, and unclaimed: it takes over. */
+static inline Coroutine *take_deferred(OsThread *thread)
+{
+    Coroutine *to = first_deferred(thread);
+
+    fifo_take(&thread->deferred);
     fetch_ahead(&thread->deferred);
     unclaim(to);
-    begin(thread, to, NULL);
     return to;
 }
 
@@ -516,7 +526,9 @@ static inline Coroutine *leave(OsThread *thread, Coroutine *co)
 
     co->caller = NULL;
     if (!to && thread->deferred.head) {
-        return begin_deferred(thread);
+        to = take_deferred(thread);
+        begin(thread, to, NULL);
+        return to;
     }
     thread->current = to;
     return to;
@@ -560,8 +572,13 @@ static NOINLINE void yield_to_deferred(OsThread *thread, Coroutine *co)
 {
     Coroutine *to;
 
+    if (unlikely(!is_home(first_deferred(thread)))) {
+        yield_slow();
+        return;
+    }
     store_relaxed(&co->state, COROUTINE_PARKED);
-    to = begin_deferred(thread);
+    to = take_deferred(thread);
+    begin_at_home(thread, to, NULL);
     if (to != co) {
         switch_to_alike(thread, co, to);
     }

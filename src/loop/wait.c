@@ -39,7 +39,7 @@ void co_wait_misuse_init(const CoWait *wait)
            coroutine_label(wait->co, &label), wait->what, wait->object);
 }
 
-static COLD NORETURN void misuse_resumed(const CoWait *wait)
+void co_wait_misuse_resumed(const CoWait *wait)
 {
     CoroutineLabel label;
 
@@ -57,8 +57,7 @@ static void timed_out(void *opaque)
     co_wait_cancel(wait->co, -ETIMEDOUT);
 }
 
-static NOINLINE void coroutine_fn yield_with_timeout(CoWait *wait,
-                                                     int64_t timeout_ns)
+void co_wait_yield_timed(CoWait *wait, int64_t timeout_ns)
 {
     AioContext *ctx = (AioContext *)(void *)wait->co->home;
     int64_t now_ns = aio_clock_ns(AIO_CLOCK_MONOTONIC);
@@ -70,35 +69,10 @@ static NOINLINE void coroutine_fn yield_with_timeout(CoWait *wait,
                                  : INT64_MAX);
     coroutine_yield();
     if (unlikely(!co_wait_ended(wait))) {
-        misuse_resumed(wait); /* perhaps not even on the timer's thread */
+        /* Perhaps not even on the timer's thread. */
+        co_wait_misuse_resumed(wait);
     }
     aio_timer_del(&timer); /* INVARIANTS 3 */
-}
-
-int64_t co_wait_park(CoWait *wait, int64_t timeout_ns)
-{
-    Coroutine *self = wait->co;
-    int64_t outcome;
-
-    invariant(!self->wait); /* INVARIANTS 2 */
-    self->wait = wait;
-    if (timeout_ns < 0) {
-        coroutine_yield();
-    } else {
-        yield_with_timeout(wait, timeout_ns);
-    }
-
-    /*
-     * [wait/B] Acquire: what was written before the wait was ended is visible
-     * from here on.  Pairs with [wait/A] in co_wait_claim_end() and
-     * co_wait_settle().
-     */
-    outcome = load_acquire(&wait->outcome);
-    if (unlikely(outcome == WAIT_PENDING)) {
-        misuse_resumed(wait);
-    }
-    self->wait = NULL;
-    return outcome;
 }
 
 /* --- those who end it ----------------------------------------------------*/

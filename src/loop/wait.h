@@ -81,11 +81,42 @@ static inline bool co_wait_ended(CoWait *wait)
     return load_acquire(&wait->outcome) != WAIT_PENDING;
 }
 
+/* Yield, and let a timer cancel the wait with -ETIMEDOUT after timeout_ns. */
+void coroutine_fn co_wait_yield_timed(CoWait *wait, int64_t timeout_ns);
+
+COLD NORETURN void co_wait_misuse_resumed(const CoWait *wait);
+
 /*
  * Yield until the wait has ended, at most timeout_ns (below 0: for ever; the
- * wait is then cancelled with -ETIMEDOUT).  Returns the result.
+ * wait is then cancelled with -ETIMEDOUT).  Returns the result.  Inline, as
+ * each lock that is handed over comes through here.
  */
-int64_t coroutine_fn co_wait_park(CoWait *wait, int64_t timeout_ns);
+static inline int64_t coroutine_fn co_wait_park(CoWait *wait,
+                                                int64_t timeout_ns)
+{
+    Coroutine *self = wait->co;
+    int64_t outcome;
+
+    invariant(!self->wait); /* INVARIANTS 2 in wait.c */
+    self->wait = wait;
+    if (timeout_ns < 0) {
+        coroutine_yield();
+    } else {
+        co_wait_yield_timed(wait, timeout_ns);
+    }
+
+    /*
+     * [wait/B] Acquire: what was written before the wait was ended is visible
+     * from here on.  Pairs with [wait/A] in co_wait_claim_end() and
+     * co_wait_settle().
+     */
+    outcome = load_acquire(&wait->outcome);
+    if (unlikely(outcome == WAIT_PENDING)) {
+        co_wait_misuse_resumed(wait);
+    }
+    self->wait = NULL;
+    return outcome;
+}
 
 /*
  * End the wait with result and wake its coroutine, as who.  Any thread.

@@ -79,7 +79,8 @@ static inline void sweep_if_stopped(AioContext *ctx)
     }
 }
 
-static void post_coroutine(AioContext *ctx, Coroutine *co, PostFunc *run)
+static NOINLINE void post_coroutine(AioContext *ctx, Coroutine *co,
+                                    PostFunc *run)
 {
     co->post.run = run;
     if (context_is_home(ctx, os_thread())) {
@@ -97,20 +98,25 @@ static void post_coroutine(AioContext *ctx, Coroutine *co, PostFunc *run)
     context_unpin(ctx);
 }
 
-static void wake_claim(Coroutine *co, const char *who)
+static COLD NORETURN void misuse_homeless(const Coroutine *co, const char *who)
 {
     CoroutineLabel label;
 
+    misuse("%s: %s has no home to resume in: give it one with aio_co_enter() "
+           "or aio_co_schedule()",
+           who, coroutine_label(co, &label));
+}
+
+static inline void wake_claim(Coroutine *co, const char *who)
+{
     coroutine_check_live(co, who);
     coroutine_claim(co, who);
     if (unlikely(!co->home)) {
-        misuse("%s: %s has no home to resume in: give it one with "
-               "aio_co_enter() or aio_co_schedule()",
-               who, coroutine_label(co, &label));
+        misuse_homeless(co, who);
     }
 }
 
-static void wake_deliver(Coroutine *co)
+static inline void wake_deliver(Coroutine *co)
 {
     OsThread *thread = os_thread();
     AioContext *ctx = home_of(co);

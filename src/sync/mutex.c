@@ -236,16 +236,9 @@ static inline void pause_between_looks(void)
 static bool spin(CoMutex *mutex, const OsThread *thread)
 {
     uint32_t looks[] = {[RUNNING] = 0, [ARRIVING] = 0};
+    SpinBounds most = spin_bounds(mutex);
     Prospect now = RUNNING;
-    SpinBounds most;
 
-    if (load_relaxed(&mutex->word_) > MUTEX_HELD) {
-        return false; /* the usual, where many wait */
-    }
-    if (os_one_cpu) {
-        return false;
-    }
-    most = spin_bounds(mutex);
     while (looks[RUNNING] < most.running && looks[ARRIVING] < most.arriving) {
         uintptr_t word = load_relaxed(&mutex->word_);
 
@@ -298,6 +291,28 @@ static bool take_or_push(CoMutex *mutex, Waiter *waiter)
     }
 }
 
+/* One who has queued holds it now. */
+static inline void arrive(CoMutex *mutex)
+{
+    OsThread *thread = os_thread();
+
+    /*
+     * [mutex-hand/B] The wake-up has made visible what the holder before wrote,
+     * in the list of the mutex, too.  Pairs with [mutex-hand/A] in
+     * hand_over().
+     */
+    if (unlikely(!mutex_held_by(mutex, thread->current))) {
+        misuse_resumed(mutex, thread->current);
+    }
+    settle_in(mutex, thread, thread->current);
+}
+
+/* Whether to try at all; where many wait, the answer is no. */
+static inline bool may_spin(CoMutex *mutex)
+{
+    return load_relaxed(&mutex->word_) <= MUTEX_HELD && !os_one_cpu;
+}
+
 static NOINLINE void coroutine_fn queue_up(CoMutex *mutex)
 {
     Waiter waiter;
@@ -308,19 +323,29 @@ static NOINLINE void coroutine_fn queue_up(CoMutex *mutex)
         return;
     }
     co_wait_park(&waiter.wait, -1);
-    mutex_arrive(mutex);
+    arrive(mutex);
+}
+
+static NOINLINE void coroutine_fn spin_or_queue_up(CoMutex *mutex)
+{
+    OsThread *thread = os_thread();
+
+    if (spin(mutex, thread)) {
+        settle_in(mutex, thread, thread->current);
+        return;
+    }
+    queue_up(mutex);
 }
 
 static NOINLINE void coroutine_fn lock_slow(CoMutex *mutex)
 {
-    OsThread *thread = os_thread();
-    Coroutine *self = thread->current;
+    Coroutine *self = os_thread()->current;
 
-    if (mutex_held_by(mutex, self)) { /* INVARIANTS 4 */
+    if (unlikely(mutex_held_by(mutex, self))) { /* INVARIANTS 4 */
         misuse_relock(mutex, self);
     }
-    if (spin(mutex, thread)) {
-        settle_in(mutex, thread, self);
+    if (may_spin(mutex)) {
+        spin_or_queue_up(mutex);
         return;
     }
     queue_up(mutex);
@@ -358,17 +383,7 @@ bool co_mutex_trylock(CoMutex *mutex)
 
 void mutex_arrive(CoMutex *mutex)
 {
-    OsThread *thread = os_thread();
-
-    /*
-     * [mutex-hand/B] The wake-up has made visible what the holder before wrote,
-     * in the list of the mutex, too.  Pairs with [mutex-hand/A] in
-     * hand_over().
-     */
-    if (unlikely(!mutex_held_by(mutex, thread->current))) {
-        misuse_resumed(mutex, thread->current);
-    }
-    settle_in(mutex, thread, thread->current);
+    arrive(mutex);
 }
 
 /* --- the holder's list ---------------------------------------------------*/
