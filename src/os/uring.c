@@ -44,6 +44,7 @@
 #include <liburing.h>
 #include <poll.h>
 #include <signal.h>
+#include <string.h>
 
 #define NS_PER_S 1000000000
 
@@ -420,10 +421,12 @@ int os_uring_request(OsUring *ring, const OsUringRequest *request,
     return 0;
 }
 
-/* It has not seen the kernel write. */
-static void tell_valgrind(const struct iovec *iov, ssize_t left)
+/* It has not seen the kernel write.  With MSG_TRUNC the result is more than
+ * there was room for. */
+static void tell_valgrind(const OsUringRequest *request, ssize_t left)
 {
-    for (; left > 0; iov++) {
+    for (int i = 0; i < request->iovcnt && left > 0; i++) {
+        const struct iovec *iov = &request->iov[i];
         size_t n = (size_t)left < iov->iov_len ? (size_t)left : iov->iov_len;
 
         os_valgrind_defined(iov->iov_base, n);
@@ -436,7 +439,7 @@ void os_uring_finished(const OsUringRequest *request, ssize_t result)
     os_record(call_kinds[request->call].name, request->fd, request->offset,
               result, false);
     if (request->call == OS_URING_READ || request->call == OS_URING_RECV) {
-        tell_valgrind(request->iov, result);
+        tell_valgrind(request, result);
     }
 }
 
@@ -451,6 +454,7 @@ void os_uring_replace(OsUring *ring, unsigned slot)
     struct io_uring_sqe *sqe = &sq->sqes[slot & sq->ring_mask];
     uint64_t data = sqe->user_data;
 
+    memset(sqe, 0, sizeof(*sqe)); /* newer versions of prep leave some of it */
     io_uring_prep_nop(sqe);
     io_uring_sqe_set_data64(sqe, data);
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Receives that the io_uring engine makes: counts that its requests have no
- * room for, and cancellation before the kernel has been asked.
+ * room for, messages that have none in the buffer, and cancellation before the
+ * kernel has been asked.
  */
 #include "go.h"
 #include "loop/wait.h"
@@ -34,6 +35,11 @@ static ssize_t coroutine_fn by_recv(int fd, char *buf, size_t count)
 static ssize_t coroutine_fn by_recv_all(int fd, char *buf, size_t count)
 {
     return co_recv(fd, buf, count, MSG_WAITALL);
+}
+
+static ssize_t coroutine_fn by_recv_trunc(int fd, char *buf, size_t count)
+{
+    return co_recv(fd, buf, count, MSG_TRUNC);
 }
 
 static ssize_t coroutine_fn by_read(int fd, char *buf, size_t count)
@@ -108,6 +114,27 @@ TEST(counts_of_gigabytes_are_those_of_recv)
     }
     go_end(ctx);
     CHECK_EQ(munmap(buf, 4 * GIB + 1), 0);
+}
+
+/* What did not fit was looked for behind the buffer's description. */
+TEST(a_datagram_that_is_cut_short_says_how_long_it_was)
+{
+    char buf[16], sent[1000] = {0};
+    Recv r = {.way = by_recv_trunc, .buf = buf, .count = sizeof(buf)};
+    int fds[2];
+
+    begin();
+    CHECK_EQ(socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, fds), 0);
+    r.fd = fds[0];
+    go(receive, &r);
+    go_settle(ctx);
+    CHECK_EQ(ctx->poller.ops_taken, 1);
+    CHECK_EQ(write(fds[1], sent, sizeof(sent)), sizeof(sent));
+    go_until(ctx, &r.done);
+    CHECK_EQ(r.result, sizeof(sent));
+    close(fds[0]);
+    close(fds[1]);
+    go_end(ctx);
 }
 
 /* --- cancellation ---------------------------------------------------------*/
