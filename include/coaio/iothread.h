@@ -49,7 +49,7 @@ typedef struct IOThreadOptions {
  * Returns 0 and fills *iothread with a reference, or returns
  *   -ENOMEM, -EAGAIN  no memory, or no more threads allowed
  *   -EINVAL           a CPU that does not exist, poll parameters below 0, ...
- *   what aio_context_new() returns
+ *   what aio_context_new() and aio_install_overflow_handler() return
  */
 COAIO_API int iothread_new(IOThread **iothread, const char *name,
                            const IOThreadOptions *options);

@@ -93,7 +93,9 @@ static bool claims(const void *address, char *text, size_t size)
 
 int aio_install_overflow_handler(void)
 {
-    int result = os_signal_stack_install();
+    int result;
 
+    os_check_fork("aio_install_overflow_handler");
+    result = os_signal_stack_install();
     return result < 0 ? result : os_install_fault_handler(claims);
 }

@@ -361,7 +361,7 @@ void aio_context_attach(AioContext *ctx)
     }
     aio_context_current(); /* lets go of one that was closed */
     check_may_attach(ctx, thread);
-    os_thread_prepare(thread);
+    os_thread_prepare(thread); /* else context_enter_pass() does */
     if (!cas_acq_rel(&ctx->thread, &unbound, thread)) {
         misuse("aio_context_attach: %s is bound to another thread for good; "
                "only that thread may poll it",

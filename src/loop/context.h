@@ -134,9 +134,14 @@ static inline bool context_hurried(const AioContext *ctx)
  * when the context is stopped. */
 void context_release_population(AioContext *ctx);
 
-/* A pass of ctx begins. */
+/* A pass of ctx begins, on this thread. */
 static inline void context_enter_pass(AioContext *ctx)
 {
+    OsThread *thread = os_thread();
+
+    if (unlikely(!thread->prepared)) {
+        os_thread_prepare(thread); /* there was no memory when it attached */
+    }
     ctx->depth++;
     ctx->pass++;
 }

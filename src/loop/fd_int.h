@@ -55,9 +55,9 @@ void fd_wait_end_op(FdWait *wait);
 /*
  * End all waits on fd in all contexts with error, before fd is closed.  Any
  * thread.  Waits of other contexts end there, a little later.  When this
- * returns no engine will act on what fd names next; one that holds files lets
- * go of this one now in this context, and in their next pass in others.
- * Handlers are misuse.
+ * returns no engine will read from or write to what fd names next; one that
+ * holds files lets go of this one now in this context, and in others when they
+ * next look at their descriptors.  Handlers are misuse.
  */
 void fd_cancel_all(int fd, int error);
 

@@ -353,8 +353,16 @@ static void schedule_claimed(AioContext *ctx, Coroutine *co)
     }
 }
 
+static inline void check_target(const AioContext *ctx, const char *who)
+{
+    if (unlikely(!ctx)) {
+        misuse("%s: the context is NULL", who);
+    }
+}
+
 void schedule_as(AioContext *ctx, Coroutine *co, const char *who)
 {
+    check_target(ctx, who);
     coroutine_check_live(co, who);
     coroutine_claim(co, who);
     schedule_claimed(ctx, co);
@@ -371,9 +379,7 @@ void aio_co_enter(AioContext *ctx, Coroutine *co)
     OsThread *thread = os_thread();
 
     os_check_fork("aio_co_enter");
-    if (unlikely(!ctx)) {
-        misuse("aio_co_enter: the context is NULL");
-    }
+    check_target(ctx, "aio_co_enter");
     coroutine_check_live(co, "aio_co_enter");
     coroutine_claim(co, "aio_co_enter");
     if (!context_is_home(ctx, thread) ||
@@ -396,6 +402,7 @@ void co_reschedule_self(AioContext *ctx)
     if (!co) {
         misuse("co_reschedule_self: called outside a coroutine");
     }
+    check_target(ctx, "co_reschedule_self");
     if (home_of(co) == ctx) {
         return;
     }

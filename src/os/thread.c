@@ -330,7 +330,7 @@ static int describe_cpus(Starting *starting, const OsThreadStart *start)
     return 0;
 }
 
-/* Create the thread with all signals blocked.  Returns 0 or -errno. */
+/* Create the thread with its signals blocked.  Returns 0 or -errno. */
 static int create_blocked(OsThreadHandle *handle, Starting *starting)
 {
     sigset_t all, before;

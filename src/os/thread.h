@@ -114,7 +114,8 @@ typedef struct OsThreadHandle {
 } OsThreadHandle;
 
 /*
- * Start a thread with all signals blocked.  Returns 0, or -EAGAIN, -ENOMEM, or
+ * Start a thread with all signals blocked but those of its own faults (SIGSEGV,
+ * SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGSYS).  Returns 0, or -EAGAIN, -ENOMEM, or
  * -EINVAL for CPUs that do not exist.
  */
 int os_thread_start(OsThreadHandle *handle, const OsThreadStart *start);

@@ -274,10 +274,16 @@ static void call_queue_enter_next(void)
     co_queue_enter_next(&queue, NULL);
 }
 
+static void call_install_overflow_handler(void)
+{
+    aio_install_overflow_handler();
+}
+
 static const struct {
     void (*call)(void);
     const char *name;
 } calls[] = {
+    {call_install_overflow_handler, "aio_install_overflow_handler"},
     {call_semaphore_release, "co_semaphore_release"},
     {call_semaphore_try_acquire, "co_semaphore_try_acquire"},
     {call_group_run, "co_group_run"},
@@ -318,6 +324,7 @@ TEST(every_call_in_a_child_is_refused)
     fresh = coroutine_create(nothing, NULL);
     parked = coroutine_create(park, NULL);
     coroutine_enter(parked);
+    CHECK_EQ(aio_install_overflow_handler(), 0); /* again is no exception */
     for (unsigned i = 0; i < sizeof(calls) / sizeof(calls[0]); i++) {
         check_refused(calls[i].call, calls[i].name);
     }

@@ -79,6 +79,25 @@ TEST_ABORTS(entering_in_no_context,
     aio_co_enter(NULL, coroutine_create(wake_twice, NULL));
 }
 
+TEST_ABORTS(scheduling_in_no_context,
+            "^coaio: aio_co_schedule: the context is NULL$")
+{
+    aio_co_schedule(NULL, coroutine_create(wake_twice, NULL));
+}
+
+static void move_nowhere(void *opaque)
+{
+    (void)opaque;
+    co_reschedule_self(NULL);
+}
+
+TEST_ABORTS(moving_to_no_context,
+            "^coaio: co_reschedule_self: the context is NULL$")
+{
+    attach_new("home");
+    coroutine_enter(coroutine_create(move_nowhere, NULL));
+}
+
 TEST_ABORTS(waking_twice_from_another_thread,
             "^coaio: aio_co_wake: coroutine \"victim\" has been woken already "
             "by aio_co_wake and has not run yet$")

@@ -23,7 +23,10 @@
  *   not be watched, or closing one would not close the file (holds_files).
  *   When the home thread stops watching, the request is ended there and then,
  *   since close(2) may be next.  Other threads cannot do that: for them the
- *   file is let go in the next pass of the home thread, which they have woken.
+ *   file is let go when the home thread, which they have woken, next looks at
+ *   its descriptors.  A request that it has queued, and not submitted yet, may
+ *   even come to watch what the number names next, until then; what that
+ *   reports is nobody's.
  *
  *   A poll is for POLLRDHUP, too, always.  Where the peer has shut down its
  *   side, one for POLLOUT completes at once, again and again.  From the first
@@ -223,7 +226,8 @@ static void close_uring(AioContext *ctx)
 /*
  * The kernel took the ring, but does not let this thread use it any more: a
  * sandbox was closed meanwhile.  The state is gone afterwards, and ctx has
- * another engine; or all is as before, and the next pass tries again.
+ * another engine; or it is still there, no more operations are begun, and the
+ * next pass tries again.
  */
 static COLD void give_way(AioContext *ctx, int error)
 {
