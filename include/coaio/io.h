@@ -98,12 +98,16 @@ COAIO_API int coroutine_fn co_fallocate(int fd, int mode, off_t offset,
  * End every wait on fd, in all contexts, with -ECANCELED, then close(2) it.
  * A transfer that a worker has begun ends first.  A descriptor on which
  * coroutines have waited should be closed so.  On io_uring a wait in another
- * context lets the open file go there, in its next pass.
+ * context lets the open file go there, when that next looks at its descriptors
+ * (a busy one does so every few passes).
  *
  * A call that another thread begins at the same time may be too late: as with
  * close(2), it finds the number closed, or used for something else.
  *
- * Returns 0, or what close(2) reported; fd is closed in any case.
+ * Returns 0, or what close(2) reported; fd is closed in any case.  Waits for
+ * what a worker cannot be cut short in: a call on a file that has begun, and a
+ * connect(2) of a blocking UNIX socket whose peer's queue is full, which ends
+ * when the peer accepts or goes.
  */
 COAIO_API int coroutine_fn co_close(int fd);
 
@@ -113,7 +117,9 @@ COAIO_API int coroutine_fn co_close(int fd);
  * always), for at most timeout_ns (below 0: for ever).
  *
  * Returns the events that hold, at least one of those asked for, POLLERR or
- * POLLHUP; or -ETIMEDOUT, -ECANCELED, -EBADF.
+ * POLLHUP; or -ETIMEDOUT, -ECANCELED, -EBADF; or -EPERM if fd is a regular
+ * file, a directory or a block device, which are always ready for POLLIN and
+ * POLLOUT, and events has neither.
  */
 COAIO_API int coroutine_fn co_poll_fd(int fd, int events, int64_t timeout_ns);
 

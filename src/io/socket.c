@@ -27,7 +27,8 @@ typedef struct SocketCall {
     socklen_t *addrlen;
     const struct sockaddr *peer;
     socklen_t peerlen;
-    bool connecting; /* connect(2) has begun */
+    bool connecting;  /* connect(2) has begun */
+    bool interrupted; /* a call of it has said EINTR */
 } SocketCall;
 
 static SocketCall *socket_call(IoCall *call)
@@ -393,6 +394,21 @@ static ssize_t connect_state(const SocketCall *s)
     return result;
 }
 
+/* After one that was interrupted it may have begun already. */
+static ssize_t call_connect(SocketCall *s)
+{
+    int result = os_connect(s->call.fd, s->peer, s->peerlen);
+
+    if (!s->interrupted) {
+        s->interrupted = result == -EINTR;
+        return result;
+    }
+    if (result == -EISCONN) {
+        return 0;
+    }
+    return result == -EALREADY ? -EINPROGRESS : result;
+}
+
 static ssize_t try_connect(IoCall *call)
 {
     SocketCall *s = socket_call(call);
@@ -405,12 +421,12 @@ static ssize_t try_connect(IoCall *call)
     if (result <= 0) {
         return result < 0 ? result : IO_NEEDS_WORKER;
     }
-    result = os_connect(call->fd, s->peer, s->peerlen);
     /*
      * EAGAIN is that of a UNIX socket whose peer's queue is full: there is
      * nothing begun, and nothing to wait for but a while.
      */
-    if (result == -EINPROGRESS || result == -EINTR) {
+    result = call_connect(s);
+    if (result == -EINPROGRESS) {
         s->connecting = true;
         return -EAGAIN;
     }
@@ -421,13 +437,19 @@ static ssize_t try_connect(IoCall *call)
  * In a worker.  Interrupted, it is called again: a TCP socket then waits for
  * the connection that it has begun to make, or takes what came of that.  A UNIX
  * socket has begun nothing, and nothing else would tell: it is ready, and
- * without an error.
+ * without an error.  Others say at once that they have begun.
  */
 static ssize_t block_connect(IoCall *call)
 {
+    struct pollfd pollfd = {.fd = call->fd, .events = POLLOUT};
     SocketCall *s = socket_call(call);
+    ssize_t result = call_connect(s);
 
-    return os_connect(call->fd, s->peer, s->peerlen);
+    if (result != -EINPROGRESS || !s->interrupted) {
+        return result;
+    }
+    result = os_poll(&pollfd, 1, -1);
+    return result < 0 ? result : os_socket_error(call->fd);
 }
 
 int co_connect(int fd, const struct sockaddr *addr, socklen_t addrlen)

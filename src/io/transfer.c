@@ -68,27 +68,6 @@ static ssize_t block(void *arg)
     return result;
 }
 
-/* Without a home: block the thread. */
-static ssize_t transfer_blocking(IoCall *call)
-{
-    struct pollfd pollfd = {.fd = call->fd, .events = call->events};
-    ssize_t result;
-    int ret;
-
-    for (;;) {
-        result = attempt(call);
-        if (result == IO_NEEDS_WORKER) {
-            return block(call);
-        }
-        if (result != -EAGAIN) {
-            return result;
-        }
-        ret = os_poll(&pollfd, 1, -1);
-        if (ret < 0 && ret != -EINTR) {
-            return ret;
-        }
-    }
-}
 
 static ssize_t try_with_turn(IoCall *call, const IoTurn *turn)
 {
@@ -153,6 +132,34 @@ static int coroutine_fn pause_after(unsigned in_vain)
         doublings = PAUSE_DOUBLINGS_MAX;
     }
     return co_sleep_ns((int64_t)PAUSE_NS << doublings);
+}
+
+/* Without a home: block the thread. */
+static ssize_t transfer_blocking(IoCall *call)
+{
+    struct pollfd pollfd = {.fd = call->fd, .events = call->events};
+    unsigned in_vain = 0;
+    ssize_t result;
+    int ret;
+
+    for (;;) {
+        result = attempt(call);
+        if (result == IO_NEEDS_WORKER) {
+            return block(call);
+        }
+        if (result != -EAGAIN) {
+            return result;
+        }
+        in_vain = call->progress ? 0 : in_vain + 1;
+        call->progress = false;
+        ret = os_poll(&pollfd, 1, -1);
+        if (ret < 0 && ret != -EINTR) {
+            return ret;
+        }
+        if (in_vain > IN_VAIN_MAX) {
+            pause_after(in_vain);
+        }
+    }
 }
 
 /* tried: that it would block was found out before. */

@@ -168,10 +168,20 @@ int os_socket_type(int fd)
 
 int os_socket_listens(int fd)
 {
-    int listens = 0;
+    int listens = 0, family = 0;
     int ret = get_option(fd, SO_ACCEPTCONN, &listens);
 
-    return ret < 0 ? ret : listens != 0;
+    if (ret < 0 || listens) {
+        return ret < 0 ? ret : 1;
+    }
+    /* Of Bluetooth and AF_IUCV it is 0 always: they have states of their own
+     * for what listens. */
+    ret = get_option(fd, SO_DOMAIN, &family);
+    if (ret < 0) {
+        return ret;
+    }
+    return family != AF_UNIX && family != AF_INET && family != AF_INET6 &&
+           family != AF_VSOCK;
 }
 
 void os_shutdown(int fd)

@@ -14,11 +14,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 typedef struct Address {
@@ -311,6 +313,51 @@ ON_EACH_ENGINE(an_interrupted_attempt_is_made_again)
     go_end(ctx);
 }
 
+/* The same of one that does not block: it was said to be connected. */
+ON_EACH_ENGINE(an_interrupted_attempt_may_be_refused)
+{
+    AioContext *ctx = go_begin(engine);
+    End caller = {0};
+
+    close(listening(AF_UNIX, 0, 1, &caller.address));
+    caller.fd = client(&caller.address, SOCK_NONBLOCK);
+    os_fault_arm(1, EINTR, "connect");
+    go(reach, &caller);
+    go_until(ctx, &caller.done);
+    CHECK(os_fault_fired());
+    CHECK_EQ(caller.result, -ECONNREFUSED);
+    close(caller.fd);
+    go_end(ctx);
+}
+
+/* An interrupted attempt that has begun, or is done, is not another one. */
+ON_EACH_ENGINE(an_interrupted_attempt_that_has_begun_goes_on)
+{
+    AioContext *ctx = go_begin(engine);
+    End caller = {0};
+    int fd = listening(AF_INET, 0, 1, &caller.address);
+
+    for (int blocking = 0; blocking < 2; blocking++) {
+        caller.fd = client(&caller.address, SOCK_NONBLOCK);
+        CHECK_EQ(connect(caller.fd, &caller.address.any,
+                         caller.address.length),
+                 -1);
+        CHECK_EQ(errno, EINPROGRESS);
+        if (blocking) {
+            CHECK_EQ(fcntl(caller.fd, F_SETFL, 0), 0);
+        }
+        caller.done = false;
+        os_fault_arm(1, EINTR, "connect");
+        go(reach, &caller);
+        go_until(ctx, &caller.done);
+        CHECK(os_fault_fired());
+        CHECK_EQ(caller.result, 0);
+        close(caller.fd);
+    }
+    close(fd);
+    go_end(ctx);
+}
+
 /* Not EINPROGRESS, for one. */
 ON_EACH_ENGINE(whether_it_blocks_cannot_be_found_out)
 {
@@ -401,6 +448,39 @@ ON_EACH_ENGINE(a_full_queue_is_waited_for)
 ON_EACH_ENGINE(a_full_queue_blocks_a_worker)
 {
     wait_for_room(engine, 0);
+}
+
+static void *accept_after_a_while(void *arg)
+{
+    const struct timespec while_ns = {.tv_nsec = 50 * 1000 * 1000};
+    int *fd = arg;
+
+    nanosleep(&while_ns, NULL);
+    close(accept(*fd, NULL, NULL));
+    return NULL;
+}
+
+/* It tried again and again, as the socket is ready all the time. */
+TEST(a_full_queue_is_not_spun_on_without_a_home)
+{
+    Address address;
+    int fd = listening(AF_UNIX, 0, 0, &address);
+    int first = client(&address, 0);
+    End caller = {.fd = client(&address, SOCK_NONBLOCK), .address = address};
+    uint64_t calls;
+    pthread_t thread;
+
+    CHECK_EQ(connect(first, &address.any, address.length), 0);
+    CHECK_EQ(pthread_create(&thread, NULL, accept_after_a_while, &fd), 0);
+    calls = os_counter(OS_COUNT_SYSCALLS);
+    go(reach, &caller);
+    CHECK(caller.done);
+    CHECK_EQ(caller.result, 0);
+    CHECK(os_counter(OS_COUNT_SYSCALLS) - calls < 200);
+    CHECK_EQ(pthread_join(thread, NULL), 0);
+    close(first);
+    close(caller.fd);
+    close(fd);
 }
 
 ON_EACH_ENGINE(several_accept_in_order)

@@ -12,6 +12,7 @@
 #include <coaio/io.h>
 #include <coaio/timer.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -134,6 +135,24 @@ ON_EACH_ENGINE(a_hangup_is_always_waited_for)
         CHECK_EQ(l.result, POLLHUP);
         close(fds[0]);
     }
+    go_end(ctx);
+}
+
+/* It ended with what epoll says, with an event that does not hold, or never. */
+ON_EACH_ENGINE(a_file_has_no_other_events)
+{
+    const int asked[] = {0, POLLHUP, POLLPRI};
+    AioContext *ctx = go_begin(engine);
+    int fd = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+    for (int i = 0; i < 3; i++) {
+        Look l = {.fd = fd, .events = asked[i], .timeout_ns = -1};
+
+        go(look, &l);
+        CHECK(l.done);
+        CHECK_EQ(l.result, -EPERM);
+    }
+    close(fd);
     go_end(ctx);
 }
 
