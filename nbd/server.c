@@ -348,6 +348,9 @@ static void thread_clear(void *opaque)
 void server_clear(Server *server)
 {
     assert(server->n_connections == 0);
+    /* If it never ran, a signal may still come, and the loop be polled below
+     * when some of the threads that are to be told of it are gone. */
+    server->stopping = true;
     listeners_clear(&server->listeners);
     for (size_t i = 0; i < server->n_threads; i++) {
         ServerThread *thread = &server->threads[i];

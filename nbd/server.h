@@ -75,7 +75,8 @@ void server_run(Server *server);
 void server_stop(Server *server);
 
 /**
- * Stop the threads and close what is open.
+ * Stop the threads and close what is open.  From here on, server_stop() does
+ * nothing.
  */
 void server_clear(Server *server);
 

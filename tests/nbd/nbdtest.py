@@ -672,8 +672,8 @@ class Shim:
     READ, WRITE, SYNC, ALLOCATE = range(4)
     LAYOUT = {"error": 0, "shut": 16, "held": 32, "calls": 48, "by_ring": 96}
     LOW, HIGH, MOST_FILE, MOST_SOCKET, INTERRUPT = 64, 72, 80, 84, 88
-    NO_CACHE, NO_THREADS = 112, 116
-    SIZE = 120
+    NO_CACHE, NO_THREADS, SIGNAL_AT_JOIN = 112, 116, 120
+    SIZE = 124
 
     def __init__(self, box, record=False, record_size=256 * MIB, ring=False):
         self.ring = ring
@@ -728,6 +728,10 @@ class Shim:
 
     def fail_threads(self, error):
         struct.pack_into("=I", self.map, self.NO_THREADS, error)
+
+    def signal_at_join(self, number):
+        """Have the server signal itself once, when it has joined a thread."""
+        struct.pack_into("=I", self.map, self.SIGNAL_AT_JOIN, number)
 
     def calls(self, kind):
         return self.get("calls", kind)

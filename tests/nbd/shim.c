@@ -30,6 +30,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -606,4 +607,15 @@ EXPORT int pthread_create(pthread_t *thread, const pthread_attr_t *attr,
     unsigned error = atomic_load(&control->no_threads);
 
     return error ? (int)error : REAL(pthread_create)(thread, attr, run, arg);
+}
+
+EXPORT int pthread_join(pthread_t thread, void **result)
+{
+    int error = REAL(pthread_join)(thread, result);
+    int number = (int)atomic_exchange(&control->signal_at_join, 0);
+
+    if (number) {
+        raise(number);
+    }
+    return error;
 }

@@ -61,6 +61,7 @@ typedef struct Control {
     atomic_uint by_ring[CLASS_MAX]; /* of calls: those that a ring has made */
     atomic_uint no_cache;           /* nothing is found in the page cache */
     atomic_uint no_threads; /* errno value that starting one fails with */
+    atomic_uint signal_at_join; /* raised once, when a thread was joined */
 } Control;
 
 /* One call under way. */

@@ -177,6 +177,21 @@ def a_signal_before_it_listens(box):
 
 
 @case
+def a_signal_while_it_gives_up(box):
+    """
+    It could not write its pid file, and ends one thread after the other.  A
+    signal between two of them once had it post to the loop of the first.
+    """
+    shim = box.shim()
+    shim.signal_at_join(signal.SIGTERM)
+    server = box.unstarted("disk=memory:1M", shim=shim, options=[
+        "--threads", 3, "--pid-file", box.path("nowhere/pid")])
+    server.launch()
+    server.wait(1)
+    eq(len(server.lines()), 1, f"lines of {server.output()}")
+
+
+@case
 def a_client_that_is_gone_is_no_sigpipe(box):
     server = box.disk_server()
     for _ in range(20):
