@@ -26,7 +26,10 @@
 
 #define EXIT_USAGE 2
 
-/* Descriptors besides those of connections: files, sockets, event loops. */
+/* Descriptors besides those of connections and exports: of each I/O thread's
+ * event loop, whatever its engine... */
+#define LOOP_FDS  3
+/* ... and listening sockets, the main loop, the log. */
 #define SPARE_FDS 64
 
 /* Signals that come together, such as Ctrl-C at the terminal and SIGTERM from
@@ -83,7 +86,8 @@ static bool open_standard_fds(void)
 static void raise_fd_limit(const Options *options)
 {
     struct rlimit limit;
-    rlim_t wanted = options->max_connections + options->n_exports + SPARE_FDS;
+    rlim_t wanted = options->max_connections + options->n_exports +
+                    (rlim_t)options->threads * LOOP_FDS + SPARE_FDS;
 
     if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur >= wanted) {
         return;

@@ -6,6 +6,7 @@ behind; on one I/O thread and on several.
 """
 
 import contextlib
+import resource
 import select
 import time
 
@@ -226,6 +227,24 @@ def no_more_file_descriptors(box):
     for sock in crowd:
         sock.close()
     wait_until(lambda: try_ready(box, server), "room")
+
+
+@case
+def threads_take_no_descriptors_from_connections(box):
+    """The limit that the server gives itself once left their loops out."""
+    if WRAPPER:
+        raise Skip("the tool that the server runs under needs descriptors")
+    most = 10
+    server = box.server("disk=memory:1M", limits={"nofile": "64:4096"},
+                        options=["--threads", 64, "--max-connections", most])
+    clients = [wait_until(lambda: try_ready(box, server), "room")
+               for _ in range(most)]
+    for client in clients:
+        eq(client.read(0, 512), bytes(512), "data")
+    assert "cannot accept" not in server.output(), server.output()
+    limit, _ = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+    # Enough, and by far not all that it might have.
+    assert server.fds() < limit < 1024, f"{server.fds()} of {limit}"
 
 
 @case
