@@ -5,8 +5,9 @@
  *
  * A connection ends in one way only, whatever has happened: nothing more is
  * received; the requests that were received run to their end, and their
- * replies leave, if the client takes them; then the socket is closed.  A
- * client that has died cancels nothing.
+ * replies leave, if the client takes them; then the socket is closed.  When
+ * the server stops, a TCP socket is only closed when they have arrived, too.
+ * A client that has died cancels nothing.
  *
  * INVARIANTS
  *
@@ -19,9 +20,12 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <limits.h>
+#include <linux/sockios.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 
 #include <coaio/coroutine.h>
 #include <coaio/io.h>
@@ -41,6 +45,11 @@
 /* How long, and for how many bytes, the end of a TCP stream is waited for. */
 #define LINGER_NS    NS_PER_SECOND
 #define LINGER_BYTES ((size_t)4 << 20)
+
+/* How often it is looked whether the last replies have arrived; and how much
+ * that came is received, and forgotten, each time. */
+#define ARRIVAL_PAUSE_NS (NS_PER_SECOND / 100)
+#define ARRIVAL_BYTES    ((size_t)1 << 20)
 
 static void arm_timer(Connection *conn, int64_t ns)
 {
@@ -155,6 +164,61 @@ static void coroutine_fn come_to_rest(Connection *conn)
     assert(conn->inflight == 0 && !conn->ready_head); /* invariant 1 */
 }
 
+/* Receives what there is, or a part of it, and forgets it. */
+static void receive_away(Connection *conn)
+{
+    size_t total = 0;
+    ssize_t n;
+
+    do {
+        n = recv(conn->fd, conn->small, sizeof(conn->small), MSG_DONTWAIT);
+        total += n > 0 ? (size_t)n : 0;
+    } while (n > 0 && total < ARRIVAL_BYTES);
+}
+
+/* Whether the client has reset the connection; there is no telling from what
+ * recv() returns after SHUT_RD. */
+static bool is_reset(const Connection *conn)
+{
+    struct pollfd pfd = { .fd = conn->fd }; /* POLLERR, POLLHUP */
+
+    return poll(&pfd, 1, 0) > 0;
+}
+
+/*
+ * After connection_stop(): waits until the client's side has acknowledged all
+ * replies, for as long as it goes on to.
+ *
+ * Nothing can be received any more (SHUT_RD), although more may come; and when
+ * the socket is shut down in the other direction, too, the kernel answers what
+ * comes with a reset, and drops the replies that it has not sent yet.  Until
+ * then it only queues what comes; which must not pile up, or the client might
+ * wait for it to leave before it takes replies.
+ */
+static void coroutine_fn wait_for_arrival(Connection *conn)
+{
+    int64_t now = aio_clock_ns(AIO_CLOCK_MONOTONIC);
+    int64_t given_up = now + STOP_PATIENCE_NS;
+    int least = INT_MAX;
+    int left;
+
+    while (ioctl(conn->fd, SIOCOUTQ, &left) == 0 && left > 0 &&
+           !is_reset(conn)) {
+        if (left < least) {
+            least = left;
+            given_up = now + STOP_PATIENCE_NS;
+        }
+        if (now >= given_up || too_late(conn)) {
+            log_client(LOG_LEVEL_INFO, "client %llu: has not taken its last "
+                       "replies; dropping it", (unsigned long long)conn->id);
+            return;
+        }
+        receive_away(conn);
+        co_sleep_ns(ARRIVAL_PAUSE_NS);
+        now = aio_clock_ns(AIO_CLOCK_MONOTONIC);
+    }
+}
+
 /*
  * Closing a TCP socket with bytes in it that were not read resets the
  * connection, and the client could lose replies that are on their way.  So if
@@ -162,9 +226,13 @@ static void coroutine_fn come_to_rest(Connection *conn)
  */
 static void coroutine_fn take_leave(Connection *conn)
 {
-    int64_t deadline = aio_clock_ns(AIO_CLOCK_MONOTONIC) + LINGER_NS;
+    int64_t deadline;
     size_t total = 0;
 
+    if (conn->stopping) {
+        wait_for_arrival(conn);
+    }
+    deadline = aio_clock_ns(AIO_CLOCK_MONOTONIC) + LINGER_NS;
     shutdown(conn->fd, SHUT_WR);
     while (total < LINGER_BYTES) {
         ssize_t n = recv(conn->fd, conn->small, sizeof(conn->small),

@@ -5,13 +5,15 @@ SIGTERM and SIGINT: stop accepting, finish what is in flight, drop idle
 clients at once, remove the sockets, exit 0.
 """
 
+import contextlib
 import os
 import signal
+import socket
 import time
 
 import nbdclient as nbd
-from nbdtest import (KIB, MIB, Shim, case, connect, eq, main, need_disk, pattern,
-                     wait_until)
+from nbdtest import (KIB, MIB, Shim, case, connect, eq, main, need_disk, note,
+                     pattern, wait_until)
 
 
 def is_refused(address):
@@ -152,6 +154,88 @@ def a_client_that_reads_slowly_is_dropped_in_time(box):
         time.sleep(0.01)
     server.wait()
     assert taken < 200 * 32 * MIB, "it took everything"
+
+
+def client_of_a_narrow_window(box, server):
+    """What it does not read stays with the server's end of the connection."""
+    client = nbd.Client(server.address())
+    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * KIB)
+    return box.closing(client.ready())
+
+
+def send_another(client):
+    """A request which nobody has to read any more; returns whether it left."""
+    try:
+        client.sock.send(client.pack(nbd.CMD_READ, 0, MIB))
+    except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+        return False
+    return True
+
+
+@case
+def a_client_that_goes_on_sending_over_tcp_gets_every_reply(box):
+    """
+    It reads slowly, and sends as long as it is let to.  When the server had
+    closed the connection, the first request was answered with a reset, and
+    what the kernel still had to send of the replies was gone.
+    """
+    server = box.server("disk=memory:16M", unix=False, tcp=["127.0.0.1"])
+    client = client_of_a_narrow_window(box, server)
+    client.send(b"".join(client.pack(nbd.CMD_READ, i * MIB, MIB)
+                         for i in range(16)))
+    before = set(client.pending)
+    client.fill()   # so all were received
+    server.process.send_signal(signal.SIGTERM)
+    stream = bytearray(client.buffer)
+    sent = 0
+    with contextlib.suppress(ConnectionResetError):
+        while data := client.sock.recv(64 * KIB):
+            stream += data
+            sent += send_another(client)
+            time.sleep(0.002)
+    assert sent > 0, "nothing was sent"
+    note(f"{len(stream)} bytes, and {sent} requests meanwhile")
+    client.buffer = stream   # which ends behind a reply
+    answered = set()
+    while client.buffer:
+        reply = client.reply()
+        eq((reply.error, len(reply.data)), (nbd.OK, MIB), "reply")
+        answered.add(reply.cookie)
+    eq(answered, before, "what was answered")
+    server.wait()
+
+
+@case
+def a_client_that_only_sends_over_tcp_does_not_hold_the_server_up(box):
+    """Its replies wait in the kernel, and it will never take them."""
+    server = box.server("disk=memory:16M", unix=False, tcp=["127.0.0.1"],
+                        options=["--stop-timeout", 1])
+    client = client_of_a_narrow_window(box, server)
+    client.send(client.pack(nbd.CMD_READ, 0, MIB))
+    client.sock.recv(1)   # it has begun to leave
+    server.process.send_signal(signal.SIGTERM)
+    client.sock.setblocking(False)
+    while server.process.poll() is None:
+        send_another(client)
+        time.sleep(0.001)
+    server.wait()
+
+
+@case
+def a_client_that_leaves_is_not_waited_for_over_tcp(box):
+    """With replies that are in the kernel and that it does not want."""
+    for closes_first in False, True:
+        server = box.server("disk=memory:16M", unix=False, tcp=["127.0.0.1"])
+        client = client_of_a_narrow_window(box, server)
+        client.send(client.pack(nbd.CMD_READ, 0, MIB))
+        client.sock.recv(1)
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: is_refused(server.address()), "the socket to go")
+        if closes_first:
+            client.half_close()
+        client.close()   # there are bytes that it has not read: a reset
+        server.wait()
+        assert "dropping it" not in server.output(), server.output()
 
 
 @case
