@@ -21,6 +21,7 @@ typedef struct FileExport {
     /* What the file has turned out not to know; set once, by anybody. */
     atomic_bool no_punch;
     atomic_bool no_zero_range;
+    atomic_bool no_discard;  /* a device; it may discard and yet not punch */
     atomic_bool no_extents;
 
     /*

@@ -113,6 +113,11 @@ static int discard_job(void *arg)
     return ioctl(job->fd, BLKDISCARD, job->range) < 0 ? -errno : 0;
 }
 
+/*
+ * Not by fallocate(2): to punch a hole into a device, the kernel needs a
+ * command that writes zeroes; and some have none, but one that discards (LVM's
+ * thin volumes).
+ */
 static int coroutine_fn device_discard(FileExport *file, uint32_t length,
                                        uint64_t offset)
 {
@@ -122,7 +127,7 @@ static int coroutine_fn device_discard(FileExport *file, uint32_t length,
     int ret;
 
     if (start >= end ||
-        atomic_load_explicit(&file->no_punch, memory_order_relaxed)) {
+        atomic_load_explicit(&file->no_discard, memory_order_relaxed)) {
         return 0;
     }
     if (file->align > 1) {
@@ -131,6 +136,9 @@ static int coroutine_fn device_discard(FileExport *file, uint32_t length,
     ret = co_run_in_worker(discard_job, &job);
     if (file->align > 1) {
         co_rwlock_unlock(&file->blocks);
+    }
+    if (ret == -EOPNOTSUPP) {
+        atomic_store_explicit(&file->no_discard, true, memory_order_relaxed);
     }
     return ret;
 }

@@ -4,14 +4,15 @@
 Block devices as exports: a loop device over a file, which only root can make.
 """
 
+import errno
 import os
 import random
 import subprocess
 
 import nbdclient as nbd
 import recorder
-from nbdtest import (KIB, MIB, Skip, case, case_on_uring_too, eq, main,
-                     pattern, rounds, run, seed)
+from nbdtest import (KIB, MIB, Shim, Skip, allocated, case_on_uring_too, eq,
+                     main, need_holes, pattern, rounds, run, seed)
 
 SIZE = 16 * MIB
 
@@ -70,6 +71,32 @@ def all_commands(box):
             eq(client.write(0, pattern(MIB)), nbd.OK, "WRITE")
             client.disconnect()
         server.stop()
+
+
+@case_on_uring_too
+def trims_where_zeroes_cannot_be_written(box):
+    """
+    There are devices that discard, and have no command that writes zeroes.
+    Once the server had learnt the latter, it did not discard any more.
+    """
+    need_holes(box)
+    device, image = loop_device(box)
+    shim = box.shim()
+    server = box.server(f"disk={device}", shim=shim)
+    with nbd.Client(server.address()) as client:
+        client.ready("disk")
+        eq(client.write(0, pattern(4 * MIB), nbd.FLAG_FUA), nbd.OK, "WRITE")
+        shim.fail(Shim.ALLOCATE, errno.EOPNOTSUPP)
+        eq(client.zero(0, 64 * KIB), nbd.OK, "WRITE_ZEROES")
+        eq(client.read(0, 64 * KIB), bytes(64 * KIB), "data")
+        eq(client.flush(), nbd.OK, "FLUSH")
+        before = allocated(image)
+        eq(client.trim(MIB, 2 * MIB), nbd.OK, "TRIM")
+        eq(client.flush(), nbd.OK, "FLUSH")
+        freed = before - allocated(image)
+        assert freed >= 2 * MIB - 64 * KIB, f"{freed} bytes were discarded"
+        eq(client.read(3 * MIB, MIB), pattern(4 * MIB)[3 * MIB:], "data")
+        client.disconnect()
 
 
 @case_on_uring_too
