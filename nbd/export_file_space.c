@@ -7,6 +7,12 @@
  * by writing them if nothing else does, unless the client would rather be told
  * (EXPORT_ZERO_FAST).  Trimming never fails because it is not known.
  *
+ * For a device, the kernel drops a range's pages from the page cache first, and
+ * then has the device zero it.  In between, a write beside the range may read
+ * a page that is in it in part, and sooner or later write it back: with what
+ * was there before, instead of the zeroes.  So only whole pages are left to
+ * the device; what is beside them at the ends is written, as any data is.
+ *
  * With O_DIRECT all of this counts as a writer of whole blocks (blocks, in
  * export_file.h): the kernel takes care of the partial ones at the ends.
  */
@@ -58,7 +64,7 @@ static int coroutine_fn try_fallocate(FileExport *file, int mode,
         return -EOPNOTSUPP;
     }
     if (ret == -EINVAL && file->is_device) {
-        return -EOPNOTSUPP; /* not whole sectors */
+        return -EOPNOTSUPP; /* sectors that are larger than a page */
     }
     return ret;
 }
@@ -79,11 +85,10 @@ static int coroutine_fn write_zeroes(FileExport *file, BufferCache *buffers,
     return ret;
 }
 
-int coroutine_fn file_zero(Export *export, BufferCache *buffers,
-                           uint32_t length, uint64_t offset, unsigned flags)
+/* By a command of the file system or the device, or -EOPNOTSUPP. */
+static int coroutine_fn zero_by_command(FileExport *file, uint32_t length,
+                                        uint64_t offset, unsigned flags)
 {
-    FileExport *file = file_of(export);
-    bool fast = flags & EXPORT_ZERO_FAST;
     int ret = -EOPNOTSUPP;
 
     if (!(flags & EXPORT_ZERO_NO_HOLE)) {
@@ -91,14 +96,45 @@ int coroutine_fn file_zero(Export *export, BufferCache *buffers,
                             length, offset, &file->no_punch);
     }
     /* A device without a command for it writes them, one by one. */
-    if (ret == -EOPNOTSUPP && !(file->is_device && fast)) {
+    if (ret == -EOPNOTSUPP &&
+        !(file->is_device && (flags & EXPORT_ZERO_FAST))) {
         ret = try_fallocate(file, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
                             length, offset, &file->no_zero_range);
     }
-    if (ret != -EOPNOTSUPP) {
-        return ret;
+    return ret;
+}
+
+/* A page of the page cache, which a command for a device must not share. */
+static uint64_t page_size(void)
+{
+    return (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+int coroutine_fn file_zero(Export *export, BufferCache *buffers,
+                           uint32_t length, uint64_t offset, unsigned flags)
+{
+    FileExport *file = file_of(export);
+    uint64_t align = file->is_device ? page_size() : 1;
+    uint64_t end = offset + length;
+    uint64_t first = (offset + align - 1) & ~(align - 1);
+    uint64_t last = end & ~(align - 1);
+    int ret = -EOPNOTSUPP;
+
+    if (first < last) {
+        ret = zero_by_command(file, (uint32_t)(last - first), first, flags);
     }
-    return fast ? -ENOTSUP : write_zeroes(file, buffers, length, offset);
+    if (ret == -EOPNOTSUPP) {
+        return flags & EXPORT_ZERO_FAST
+                   ? -ENOTSUP
+                   : write_zeroes(file, buffers, length, offset);
+    }
+    if (ret == 0) {
+        ret = write_zeroes(file, buffers, (uint32_t)(first - offset), offset);
+    }
+    if (ret == 0) {
+        ret = write_zeroes(file, buffers, (uint32_t)(end - last), last);
+    }
+    return ret;
 }
 
 typedef struct DiscardJob {

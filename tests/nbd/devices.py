@@ -15,6 +15,7 @@ from nbdtest import (KIB, MIB, Shim, Skip, allocated, case_on_uring_too, eq,
                      main, need_holes, pattern, rounds, run, seed)
 
 SIZE = 16 * MIB
+PAGE = max(4 * KIB, os.sysconf("SC_PAGE_SIZE"))
 
 
 def loop_device(box, read_only=False):
@@ -97,6 +98,47 @@ def trims_where_zeroes_cannot_be_written(box):
         assert freed >= 2 * MIB - 64 * KIB, f"{freed} bytes were discarded"
         eq(client.read(3 * MIB, MIB), pattern(4 * MIB)[3 * MIB:], "data")
         client.disconnect()
+
+
+@case_on_uring_too
+def zeroes_leave_the_pages_at_their_ends_to_the_page_cache(box):
+    """
+    The kernel drops the pages of a range, and then writes zeroes behind them.
+    A page that is in the range in part only, it would let somebody else read
+    and change in between, who writes back what was there before.
+    """
+    device, _ = loop_device(box)
+    for options in [], ["--direct"]:
+        shim = box.shim(record=True)
+        server = box.server(f"disk={device}", options=options, shim=shim)
+        with nbd.Client(server.address()) as client:
+            client.ready("disk")
+            for flags in 0, nbd.FLAG_NO_HOLE, nbd.FLAG_FAST_ZERO:
+                check_zeroes_at_sectors(client, flags)
+            client.disconnect()
+        server.stop()
+        recording = recorder.Recording.load(shim.log_path)
+        ranges = [(c.offset, c.length) for c in
+                  recording.of(recorder.ALLOCATE, os.stat(device).st_ino)]
+        assert ranges, "nothing was left to the device"
+        eq([r for r in ranges if r[0] % PAGE or r[1] % PAGE], [],
+           "ranges that end within a page")
+
+
+def check_zeroes_at_sectors(client, flags):
+    """In one page, over the edge of two, of whole ones, and of some more."""
+    may_refuse = flags & nbd.FLAG_FAST_ZERO
+    for start, length in ((512, 1024), (PAGE - 512, 1024), (PAGE, 4 * PAGE),
+                          (512, PAGE), (PAGE + 512, 4 * PAGE),
+                          (PAGE, 4 * PAGE + 512), (PAGE - 512, PAGE + 512)):
+        expected = bytearray(pattern(8 * PAGE, (start, length)))
+        eq(client.write(2 * MIB, expected), nbd.OK, "WRITE")
+        error = client.zero(2 * MIB + start, length, flags)
+        if error == nbd.OK:
+            expected[start:start + length] = bytes(length)
+        else:
+            eq((error, bool(may_refuse)), (nbd.ENOTSUP, True), "WRITE_ZEROES")
+        eq(client.read(2 * MIB, len(expected)), expected, "data")
 
 
 @case_on_uring_too
