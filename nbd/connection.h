@@ -31,7 +31,9 @@
  *   A client that sends as fast as it is answered could keep its receiver from
  *   ever waiting, and the other connections of the thread, timers and the end
  *   of the server with it.  So the receiver gives way to them after TURN bytes,
- *   counting what comes, and for each request its length and REQUEST_COST.
+ *   counting what comes, and for each request its length and REQUEST_COST.  The
+ *   sender gives way after TURN bytes, too: to a client that takes them as fast
+ *   as they come, it could send all that is ready and never wait.
  *
  * Bounds
  *

@@ -5,7 +5,9 @@
  * Whoever finishes a request appends it to the queue of its connection.  The
  * queue is sent by a sender coroutine, which is made when there is something
  * to send and ends when there is nothing left: so whoever asks for a flush
- * never waits for a client that does not read.
+ * never waits for a client that does not read.  Replies whose bytes the export
+ * has lent count little in the bytes in flight, so the queue may hold any
+ * number of them: the sender sends a turn of it at a time (connection.h).
  *
  * INVARIANTS
  *
@@ -55,25 +57,34 @@ static Request *ready_pop(Connection *conn)
     return req;
 }
 
-/* Gathers what comes next.  Returns the number of parts. */
+/* Makes the part length bytes long, or room, if that is less. */
+static size_t cut(struct iovec *part, size_t length, size_t room)
+{
+    part->iov_len = length < room ? length : room;
+    return part->iov_len;
+}
+
+/* Gathers what comes next, TURN bytes at the most.  Returns the number of
+ * parts. */
 static int gather(Connection *conn, struct iovec *iov)
 {
     size_t skip = conn->sent;
+    size_t room = TURN;
     int n = 0;
 
-    for (Request *req = conn->ready_head; req && n < 2 * SEND_MAX - 1;
-         req = req->next) {
+    for (Request *req = conn->ready_head;
+         req && room > 0 && n < 2 * SEND_MAX - 1; req = req->next) {
         if (skip < req->header_length) {
             iov[n].iov_base = req->header + skip;
-            iov[n].iov_len = req->header_length - skip;
+            room -= cut(&iov[n], req->header_length - skip, room);
             n++;
             skip = 0;
         } else {
             skip -= req->header_length;
         }
-        if (req->payload_length > 0) {
+        if (req->payload_length > 0 && room > 0) {
             iov[n].iov_base = (char *)req->payload + skip;
-            iov[n].iov_len = req->payload_length - skip;
+            room -= cut(&iov[n], req->payload_length - skip, room);
             n++;
         }
         skip = 0;
@@ -98,10 +109,16 @@ static void coroutine_fn send_ready(Connection *conn)
 {
     struct iovec iov[2 * SEND_MAX];
     struct msghdr msg = { .msg_iov = iov };
+    uint64_t turn = 0;
 
     while (conn->ready_head && !conn->dead) {
         ssize_t n;
 
+        if (turn >= TURN) {
+            co_sleep_ns(0); /* connection.h, "Turns" */
+            turn = 0;
+            continue; /* it may be dead now */
+        }
         msg.msg_iovlen = (size_t)gather(conn, iov);
         n = co_sendmsg(conn->fd, &msg, MSG_NOSIGNAL);
         if (n < 0) {
@@ -112,6 +129,7 @@ static void coroutine_fn send_ready(Connection *conn)
             connection_kill(conn);
         } else {
             account(conn, (size_t)n);
+            turn += (uint64_t)n;
         }
     }
     while (conn->ready_head) {

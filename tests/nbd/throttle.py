@@ -7,12 +7,16 @@ clients are served as before.
 """
 
 import contextlib
+import os
+import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
 
 import nbdclient as nbd
-from nbdtest import (KIB, MIB, Skip, case, eq, is_instrumented, main, pattern,
+from nbdtest import (KIB, MIB, Skip, case, eq, is_instrumented, main, note, pattern,
                      seconds)
 
 INFLIGHT = 4 * MIB
@@ -200,6 +204,65 @@ def check_flooded(box, export, times, command, length, flags=0):
 def a_flood_of_what_takes_long(box):
     check_flooded(box, "memory:1M", 200, nbd.CMD_WRITE_ZEROES, MIB,
                   nbd.FLAG_NO_HOLE)
+
+
+@contextlib.contextmanager
+def asleep(server):
+    """What is sent meanwhile has come at once when the server wakes up."""
+    os.kill(server.process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server.process.pid, signal.SIGCONT)
+
+
+def numbers_read(client, reads, length):
+    """
+    The number at the beginning of each reply to that many READs.  The rest
+    of it is dropped in the kernel, which takes less time than to send it.
+    """
+    head, rest = bytearray(16 + 8), bytearray(length - 8)
+    client.sock.setblocking(True)
+    numbers = []
+    for _ in range(reads):
+        eq(client.sock.recv_into(head, 0, socket.MSG_WAITALL), len(head))
+        magic, error, _, number = struct.unpack(">IIQQ", head)
+        eq((magic, error), (nbd.SIMPLE_MAGIC, nbd.OK), "reply")
+        eq(client.sock.recv_into(rest, 0, socket.MSG_WAITALL |
+                                 socket.MSG_TRUNC), len(rest))
+        numbers.append(number)
+    return numbers
+
+
+@case
+def a_client_that_reads_as_fast_as_it_is_sent_to(box):
+    """
+    The sender gives way after a mebibyte; it sent on for as long as the socket
+    took what it had.  One client writes a number to where the other one reads,
+    the next one in each pass of the loop, which what it does besides takes to
+    be long; so what is read tells the pass.  A reply is two turns long.
+    """
+    steps, reads = 300, 128
+    server = box.server("disk=memory:8M", tcp=["127.0.0.1"],
+                        options=["--threads", 1])
+    unix, tcp = server.addresses()
+    other = box.closing(nbd.Client(unix).ready("disk"))
+    eq(other.zero(0, 8 * MIB, nbd.FLAG_NO_HOLE), nbd.OK, "WRITE_ZEROES")
+    greedy = box.closing(nbd.Client(tcp).ready("disk", structured=False))
+    with asleep(server):
+        greedy.send(packed(nbd.CMD_READ, 1, 2 * MIB) * reads)
+        other.send(b"".join(
+            other.pack(nbd.CMD_WRITE, 0, 8, data=struct.pack(">Q", i)) +
+            b"".join(other.pack(nbd.CMD_WRITE_ZEROES, 4 * MIB, MIB,
+                                nbd.FLAG_NO_HOLE) for _ in range(4))
+            for i in range(1, steps + 1)))
+    numbers = numbers_read(greedy, reads, 2 * MIB)
+    note(f"the passes: {numbers}")
+    other.collect()
+    begun = [n for n in numbers if 0 < n < steps]
+    again = len(begun) - len(set(begun))
+    assert again < 10, f"{again} replies in the pass of another one"
+    assert numbers[16] > 0, "the other client had no turn"
 
 
 @case
