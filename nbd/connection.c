@@ -7,7 +7,10 @@
  * received; the requests that were received run to their end, and their
  * replies leave, if the client takes them; then the socket is closed.  When
  * the server stops, a TCP socket is only closed when they have arrived, too.
- * A client that has died cancels nothing.
+ * A client that has died cancels nothing, not even what has not begun: one that
+ * sends DISC and closes its socket looks the same, and is owed its writes.  As
+ * long operations take turns (connection.h), that costs the others a share of
+ * the thread, and the end of the server waits for it.
  *
  * INVARIANTS
  *

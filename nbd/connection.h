@@ -35,6 +35,14 @@
  *   sender gives way after TURN bytes, too: to a client that takes them as fast
  *   as they come, it could send all that is ready and never wait.
  *
+ *   A request that keeps the thread busy (ExportOps.busy) and is long is done a
+ *   mebibyte at a time (request.c), with a pass of the loop in between.  Those
+ *   without payload cost the client nothing, and there may be REQUESTS_MAX of
+ *   them, of 4 GiB each: so a thread does one piece of them a pass.  Those of a
+ *   connection are done one after the other, and the connections take turns.
+ *   How many there are with payload is bounded by the bytes in flight; to wait
+ *   for one another would only let what was received grow cold.
+ *
  * Bounds
  *
  *   inflight counts the buffers of requests that are not answered (a reply
@@ -54,6 +62,7 @@
 #include <sys/socket.h>
 
 #include <coaio/bh.h>
+#include <coaio/mutex.h>
 #include <coaio/queue.h>
 #include <coaio/timer.h>
 
@@ -112,6 +121,7 @@ struct Connection {
     uint64_t inflight;        /* bytes */
     uint64_t turn;            /* bytes since it last gave way */
     CoQueue room;             /* the receiver, waiting for fewer of them */
+    CoMutex long_lock;        /* of long requests without payload */
 
     /* Replies that are ready. */
     Request *ready_head;

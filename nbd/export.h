@@ -41,7 +41,13 @@ enum {
     EXPORT_ZERO_FAST = 1 << 1,    /* -ENOTSUP if it costs as much as writing */
 };
 
+/* The bit of a command in ExportOps.busy. */
+#define EXPORT_BUSY(command) (1U << (command))
+
 typedef struct ExportOps {
+    /* The commands that keep the calling thread busy for longer the longer
+     * they are: they are asked for a piece at a time. */
+    unsigned busy;
     void (*close)(Export *export);
     /* Where the bytes of the range lie, for a reply to be sent from there:
      * they stay as long as the export does, and what overlapping writes and

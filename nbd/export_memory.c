@@ -28,7 +28,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "pieces.h"
 #include "protocol.h"
 
 #define CHUNK_SHIFT 16
@@ -237,10 +236,7 @@ static int coroutine_fn memory_read(Export *export, BufferCache *buffers,
                                     uint64_t offset)
 {
     (void)buffers;
-    for (Pieces p = pieces(length); pieces_next(&p);) {
-        copy_out(memory_of(export), (uint8_t *)data + p.start, p.length,
-                 offset + p.start);
-    }
+    copy_out(memory_of(export), data, length, offset);
     return 0;
 }
 
@@ -249,10 +245,7 @@ static int coroutine_fn memory_write(Export *export, BufferCache *buffers,
                                      uint64_t offset)
 {
     (void)buffers;
-    for (Pieces p = pieces(length); pieces_next(&p);) {
-        copy_in(memory_of(export), (const uint8_t *)data + p.start, p.length,
-                offset + p.start);
-    }
+    copy_in(memory_of(export), data, length, offset);
     return 0;
 }
 
@@ -260,9 +253,7 @@ static int coroutine_fn memory_trim(Export *export, BufferCache *buffers,
                                     uint32_t length, uint64_t offset)
 {
     (void)buffers;
-    for (Pieces p = pieces(length); pieces_next(&p);) {
-        punch(memory_of(export), p.length, offset + p.start);
-    }
+    punch(memory_of(export), length, offset);
     return 0;
 }
 
@@ -276,9 +267,7 @@ static int coroutine_fn memory_zero(Export *export, BufferCache *buffers,
     if (flags & EXPORT_ZERO_FAST) {
         return -ENOTSUP;
     }
-    for (Pieces p = pieces(length); pieces_next(&p);) {
-        copy_in(memory_of(export), NULL, p.length, offset + p.start);
-    }
+    copy_in(memory_of(export), NULL, length, offset);
     return 0;
 }
 
@@ -320,6 +309,8 @@ static int coroutine_fn memory_extents(Export *export, uint32_t length,
 }
 
 static const ExportOps memory_ops = {
+    .busy = EXPORT_BUSY(NBD_CMD_READ) | EXPORT_BUSY(NBD_CMD_WRITE) |
+            EXPORT_BUSY(NBD_CMD_TRIM) | EXPORT_BUSY(NBD_CMD_WRITE_ZEROES),
     .close = memory_close,
     .lend = memory_lend,
     .read = memory_read,

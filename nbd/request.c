@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include <coaio/coroutine.h>
+#include <coaio/io.h>
 
 #include "log.h"
 #include "protocol.h"
@@ -27,6 +28,9 @@
 /* Extents that are looked up at once: those that fit in behind the context's
  * number, and a stack. */
 #define EXTENTS_MAX 256
+
+/* So much a long operation does on the loop's thread between two passes. */
+#define PIECE_MAX ((uint32_t)1 << 20)
 
 Request *request_new(Connection *conn, const uint8_t *header)
 {
@@ -234,7 +238,8 @@ void request_log(const Request *req, LogLevel level, const char *why)
                (unsigned long long)req->offset, req->length, why);
 }
 
-static int coroutine_fn run_zero(Request *req)
+static int coroutine_fn run_zero(Request *req, uint32_t length,
+                                 uint64_t offset)
 {
     Export *export = req->conn->export;
     unsigned flags = 0;
@@ -245,34 +250,87 @@ static int coroutine_fn run_zero(Request *req)
     if (req->flags & NBD_CMD_FLAG_FAST_ZERO) {
         flags |= EXPORT_ZERO_FAST;
     }
-    return export->ops->zero(export, &req->conn->thread->buffers, req->length,
-                             req->offset, flags);
+    return export->ops->zero(export, &req->conn->thread->buffers, length,
+                             offset, flags);
 }
 
-/* Asks the back end.  Returns 0 or -errno. */
-static int coroutine_fn run_operation(Request *req)
+/* Asks the back end for length bytes of it, from start on.  Returns 0 or
+ * -errno. */
+static int coroutine_fn run_part(Request *req, uint32_t start, uint32_t length)
 {
     Export *export = req->conn->export;
     BufferCache *buffers = &req->conn->thread->buffers;
+    uint64_t offset = req->offset + start;
 
-    if (req->length == 0) {
-        return 0;
-    }
     switch (req->type) {
     case NBD_CMD_READ:
-        return export->ops->read(export, buffers, req->buffer, req->length,
-                                 req->offset);
+        return export->ops->read(export, buffers, req->buffer + start, length,
+                                 offset);
     case NBD_CMD_WRITE:
-        return export->ops->write(export, buffers, req->buffer, req->length,
-                                  req->offset);
+        return export->ops->write(export, buffers, req->buffer + start, length,
+                                  offset);
     case NBD_CMD_TRIM:
-        return export->ops->trim(export, buffers, req->length, req->offset);
+        return export->ops->trim(export, buffers, length, offset);
     case NBD_CMD_CACHE:
-        return export->ops->cache(export, req->length, req->offset);
+        return export->ops->cache(export, length, offset);
     default:
         assert(req->type == NBD_CMD_WRITE_ZEROES);
-        return run_zero(req);
+        return run_zero(req, length, offset);
     }
+}
+
+/*
+ * Piece by piece, with a pass of the loop in between.  With a lock, it is held
+ * over the pass, too: unlocked before, it would go on in the same pass to the
+ * next who waits, and so to all of them.
+ */
+static int coroutine_fn run_in_pieces(Request *req, CoMutex *lock)
+{
+    uint32_t done = 0;
+    int ret = 0;
+
+    while (ret == 0 && done < req->length) {
+        uint32_t left = req->length - done;
+        uint32_t piece = left < PIECE_MAX ? left : PIECE_MAX;
+
+        if (lock) {
+            co_mutex_lock(lock);
+        }
+        ret = run_part(req, done, piece);
+        done += piece;
+        if (lock) {
+            co_sleep_ns(0);
+            co_mutex_unlock(lock);
+        } else if (done < req->length) {
+            co_sleep_ns(0);
+        }
+    }
+    return ret;
+}
+
+/* On the loop's own thread (connection.h, "Turns"). */
+static int coroutine_fn run_long(Request *req)
+{
+    Connection *conn = req->conn;
+    int ret;
+
+    if (req->capacity > 0) {
+        return run_in_pieces(req, NULL);
+    }
+    co_mutex_lock(&conn->long_lock);
+    ret = run_in_pieces(req, &conn->thread->piece_lock);
+    co_mutex_unlock(&conn->long_lock);
+    return ret;
+}
+
+static int coroutine_fn run_operation(Request *req)
+{
+    unsigned busy = req->conn->export->ops->busy;
+
+    if (req->length > PIECE_MAX && busy & EXPORT_BUSY(req->type)) {
+        return run_long(req);
+    }
+    return req->length > 0 ? run_part(req, 0, req->length) : 0;
 }
 
 static void coroutine_fn run_block_status(Request *req)

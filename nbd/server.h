@@ -15,6 +15,7 @@
 
 #include <coaio/context.h>
 #include <coaio/iothread.h>
+#include <coaio/mutex.h>
 
 #include "buffer.h"
 #include "connection.h"
@@ -37,6 +38,7 @@ struct ServerThread {
     BufferCache buffers;
     Request *free_requests;
     unsigned n_free_requests;
+    CoMutex piece_lock;       /* of what has a long_lock */
 };
 
 struct Server {

@@ -216,6 +216,68 @@ def asleep(server):
         os.kill(server.process.pid, signal.SIGCONT)
 
 
+def replies_before(client, cookie):
+    """Takes them until that of cookie comes; returns how many came before."""
+    for number in range(len(client.pending)):
+        reply = client.reply()
+        eq(reply.error, nbd.OK, f"request {reply.cookie:#x}")
+        if reply.cookie == cookie:
+            return number
+    raise AssertionError(f"no reply to {cookie:#x}")
+
+
+# The server takes in one such request in each pass of a thread's loop, since
+# it counts as a whole turn; so requests of one connection are a clock.
+LONG = 4 * MIB
+
+
+def pack_long(client, count):
+    return b"".join(client.pack(nbd.CMD_WRITE_ZEROES, 0, LONG,
+                                nbd.FLAG_NO_HOLE) for _ in range(count))
+
+
+@case
+def long_operations_share_the_passes_of_a_thread(box):
+    """
+    A thread does one mebibyte of them a pass.  It did a mebibyte of each, so
+    that a pass took as long as there were such operations, and whoever else
+    wanted something had to wait for several passes.  The READ comes in the
+    pass after the COUNT which it takes to take them in.
+    """
+    count = 48
+    for number in 1, 8:
+        server = box.server("disk=memory:4M", options=["--threads", 1])
+        clients = [box.closing(nbd.Client(server.address()).ready("disk"))
+                   for _ in range(number)]
+        with asleep(server):
+            for client in clients:
+                client.send(pack_long(client, count) +
+                            client.pack(nbd.CMD_READ, 0, 512, cookie=1))
+        before = sum(replies_before(client, 1) for client in clients)
+        assert before * LONG < count * 2 * MIB, \
+            f"{before} of {number} x {count} came before"
+        for client in clients:
+            client.collect()
+
+
+@case
+def a_long_operation_waits_for_one_of_each_other_client(box):
+    """However many those have sent.  CACHE does nothing; it is the clock."""
+    def ticks(client, count):
+        return b"".join(client.pack(nbd.CMD_CACHE, 0, LONG)
+                        for _ in range(count))
+    server = box.server("disk=memory:4M", options=["--threads", 1])
+    greedy = box.closing(nbd.Client(server.address()).ready("disk"))
+    other = box.closing(nbd.Client(server.address()).ready("disk"))
+    with asleep(server):
+        greedy.send(pack_long(greedy, 60))
+        other.send(ticks(other, 40) + pack_long(other, 1) + ticks(other, 40))
+    before = replies_before(other, other.cookie - 40)
+    assert before < 60, f"{before - 40} passes"
+    other.collect()
+    greedy.collect()
+
+
 def numbers_read(client, reads, length):
     """
     The number at the beginning of each reply to that many READs.  The rest
