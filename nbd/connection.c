@@ -202,6 +202,8 @@ static void coroutine_fn wait_for_arrival(Connection *conn)
 {
     int64_t now = aio_clock_ns(AIO_CLOCK_MONOTONIC);
     int64_t given_up = now + STOP_PATIENCE_NS;
+    /* If it is too late already, the back end was slow, not the client. */
+    int64_t latest = too_late(conn) ? given_up : conn->stop_deadline_ns;
     int least = INT_MAX;
     int left;
 
@@ -211,7 +213,7 @@ static void coroutine_fn wait_for_arrival(Connection *conn)
             least = left;
             given_up = now + STOP_PATIENCE_NS;
         }
-        if (now >= given_up || too_late(conn)) {
+        if (now >= given_up || now >= latest) {
             log_client(LOG_LEVEL_INFO, "client %llu: has not taken its last "
                        "replies; dropping it", (unsigned long long)conn->id);
             return;

@@ -50,8 +50,8 @@
  *   receiver takes in no request that would lift it over the limit, unless
  *   it is the only one.  Besides, a connection has one receive buffer.
  *
- * Everything here belongs to the I/O thread; nothing is locked.  Its server
- * thread's list and counters are in server.h.
+ * Everything here belongs to the I/O thread; no other thread is kept out.  Its
+ * server thread's list and counters are in server.h.
  */
 #ifndef NBD_CONNECTION_H
 #define NBD_CONNECTION_H

@@ -64,12 +64,12 @@ static size_t cut(struct iovec *part, size_t length, size_t room)
     return part->iov_len;
 }
 
-/* Gathers what comes next, TURN bytes at the most.  Returns the number of
- * parts. */
+/* Gathers what comes next, TURN bytes and a header at the most, so that a reply
+ * of TURN bytes is not cut.  Returns the number of parts. */
 static int gather(Connection *conn, struct iovec *iov)
 {
     size_t skip = conn->sent;
-    size_t room = TURN;
+    size_t room = TURN + sizeof(conn->ready_head->header);
     int n = 0;
 
     for (Request *req = conn->ready_head;

@@ -117,9 +117,10 @@ COAIO_API int coroutine_fn co_close(int fd);
  * always), for at most timeout_ns (below 0: for ever).
  *
  * Returns the events that hold, at least one of those asked for, POLLERR or
- * POLLHUP; or -ETIMEDOUT, -ECANCELED, -EBADF; or -EPERM if fd is a regular
- * file, a directory or a block device, which are always ready for POLLIN and
- * POLLOUT, and events has neither.
+ * POLLHUP; or -ETIMEDOUT, -ECANCELED, -EBADF; or -EPERM if fd has no readiness
+ * (files on disks, directories, block devices, /dev/null, ...: what
+ * epoll_ctl(2) refuses), and events has neither POLLIN nor POLLOUT, for which
+ * it is always ready.
  */
 COAIO_API int coroutine_fn co_poll_fd(int fd, int events, int64_t timeout_ns);
 

@@ -201,30 +201,22 @@ static int poll_now(int fd, int events, int64_t timeout_ns)
     return pollfd.revents & POLLNVAL ? -EBADF : pollfd.revents;
 }
 
-/* A file is ready for reading and writing, and for nothing else ever. */
-static bool asks_a_file(int fd, int events)
-{
-    OsFileKind kind;
-    uint64_t serial;
-
-    return !(events & (POLLIN | POLLOUT)) &&
-           os_file_kind(fd, &kind, &serial) == 0 && kind <= OS_FILE_MEMORY;
-}
-
 int co_poll_fd(int fd, int events, int64_t timeout_ns)
 {
     bool home = io_begin("co_poll_fd", fd);
     FdWait wait;
     IoSide *side;
     IoFd *entry;
-    int ret;
+    int ret = fd < 0 ? -EBADF : poll_now(fd, events, 0);
 
-    if (asks_a_file(fd, events)) {
-        return -EPERM;
-    }
-    ret = fd < 0 ? -EBADF : poll_now(fd, events, home ? 0 : timeout_ns);
-    if (ret != -ETIMEDOUT || !home || timeout_ns == 0) {
+    if (ret != -ETIMEDOUT || timeout_ns == 0) {
         return ret;
+    }
+    if (!(events & (POLLIN | POLLOUT)) && !os_has_readiness(fd)) {
+        return -EPERM; /* nothing else ever holds of it */
+    }
+    if (!home) {
+        return poll_now(fd, events, timeout_ns);
     }
     entry = io_fd_get(fd);
     if (!entry) {

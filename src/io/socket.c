@@ -318,18 +318,20 @@ ssize_t io_socket_transfer(const IoTransfer *transfer)
 /* Nobody is there; or nobody will ever be, which accept(2) says at once. */
 static ssize_t no_connection(int fd)
 {
-    int ret = os_socket_listens(fd);
-    int type;
+    int type = os_socket_type(fd);
+    int ret;
 
-    if (ret != 0) {
-        return ret < 0 ? ret : -EAGAIN;
-    }
-    type = os_socket_type(fd);
     if (type < 0) {
         return type;
     }
-    return type == SOCK_STREAM || type == SOCK_SEQPACKET ? -EINVAL
-                                                         : -EOPNOTSUPP;
+    if (type != SOCK_STREAM && type != SOCK_SEQPACKET) {
+        return -EOPNOTSUPP;
+    }
+    ret = os_socket_listens(fd);
+    if (ret < 0) {
+        return ret;
+    }
+    return ret ? -EAGAIN : -EINVAL;
 }
 
 static ssize_t try_accept(IoCall *call)

@@ -68,7 +68,6 @@ static ssize_t block(void *arg)
     return result;
 }
 
-
 static ssize_t try_with_turn(IoCall *call, const IoTurn *turn)
 {
     ssize_t result = -ECANCELED;

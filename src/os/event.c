@@ -13,6 +13,7 @@
 #include "base/atomic.h"
 #include "base/compiler.h"
 #include "os/fault.h"
+#include "os/file.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -155,6 +156,19 @@ int os_epoll_ctl(int epfd, int op, int fd, uint32_t events, uint64_t data)
         return -error;
     }
     return epoll_ctl(epfd, op, fd, &event) ? -errno : 0;
+}
+
+bool os_has_readiness(int fd)
+{
+    int epfd = os_epoll_create();
+    int ret;
+
+    if (epfd < 0) {
+        return true;
+    }
+    ret = os_epoll_ctl(epfd, EPOLL_CTL_ADD, fd, 0, 0);
+    os_close(epfd);
+    return ret != -EPERM;
 }
 
 /* Nanoseconds as the milliseconds of poll(2), rounded up. */

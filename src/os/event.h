@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 struct epoll_event;
@@ -27,6 +28,10 @@ int os_epoll_ctl(int epfd, int op, int fd, uint32_t events, uint64_t data);
 int os_epoll_wait(int epfd, struct epoll_event *events, int max,
                   int64_t timeout_ns);
 int os_poll(struct pollfd *fds, unsigned n, int64_t timeout_ns);
+
+/* Whether fd is ever anything else than ready for reading and writing; also if
+ * the kernel cannot be asked. */
+bool os_has_readiness(int fd);
 
 /* Ask the kernel whether fd is open.  Returns 0 or -EBADF. */
 static inline int os_poll_open(int fd)

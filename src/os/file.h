@@ -71,8 +71,8 @@ int os_file_flags(int fd);
 
 /* SOCK_STREAM, ...; or -errno. */
 int os_socket_type(int fd);
-/* 1: listen(2) was called for it, or its family is not known to tell; 0; or
- * -errno. */
+/* 1: listen(2) was called for it, or it is of a family that is not known to
+ * tell; 0; or -errno. */
 int os_socket_listens(int fd);
 /* Have calls that block on the socket return, or not: who waits for that asks
  * again and again. */

@@ -453,7 +453,7 @@ static NOINLINE void hand_over(CoMutex *mutex)
      * [mutex-hand/A] The list is settled, and the mutex is not touched again:
      * from here on the new holder may unlock and free it.  Waking has release
      * semantics (coaio/wake.h), so the new holder sees the list as it was
-     * left here.  Pairs with [mutex-hand/B] in mutex_arrive().
+     * left here.  Pairs with [mutex-hand/B] in arrive().
      *
      * A simpler unlock would free the mutex and wake the waiter to try again;
      * then a locker that comes in between overtakes him.  Or it would offer

@@ -206,6 +206,35 @@ def a_client_that_goes_on_sending_over_tcp_gets_every_reply(box):
 
 
 @case
+def a_slow_back_end_is_not_held_against_the_client(box):
+    """
+    The last reply is not ready before --stop-timeout is over: the client, who
+    has not had the time to take it, is given some.
+    """
+    need_disk()
+    shim = box.shim()
+    server = box.disk_server(unix=False, tcp=["127.0.0.1"], shim=shim,
+                             options=["--stop-timeout", 1])
+    client = client_of_a_narrow_window(box, server)
+    shim.shut_gate(Shim.WRITE)
+    client.send(client.pack(nbd.CMD_READ, 0, MIB))
+    client.fill()
+    client.post_write(MIB, pattern(4096, 1))
+    shim.wait_held(Shim.WRITE)
+    server.process.send_signal(signal.SIGTERM)
+    time.sleep(1.5)
+    shim.open_gate(Shim.WRITE)
+    time.sleep(0.5)   # it was dropped now
+    send_another(client)
+    time.sleep(0.1)
+    for _ in range(2):
+        eq(client.reply().error, nbd.OK, "reply")
+    client.close()
+    server.wait()
+    assert "dropping it" not in server.output(), server.output()
+
+
+@case
 def a_client_that_only_sends_over_tcp_does_not_hold_the_server_up(box):
     """Its replies wait in the kernel, and it will never take them."""
     server = box.server("disk=memory:16M", unix=False, tcp=["127.0.0.1"],

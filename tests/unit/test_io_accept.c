@@ -235,6 +235,11 @@ ON_EACH_ENGINE(accepting_from_what_never_has_a_connection)
         CHECK_EQ(accept_from(ctx, fds[0]), -EOPNOTSUPP);
         close(fds[0]);
         close(fds[1]);
+        fds[0] = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | flags, 0);
+        if (fds[0] >= 0) { /* of which is not known who listens */
+            CHECK_EQ(accept_from(ctx, fds[0]), -EOPNOTSUPP);
+            close(fds[0]);
+        }
         CHECK_EQ(pipe2(fds, flags), 0);
         CHECK_EQ(accept_from(ctx, fds[0]), -ENOTSOCK);
         close(fds[0]);
@@ -387,7 +392,7 @@ ON_EACH_ENGINE(whether_it_listens_cannot_be_found_out)
     int fds[2];
 
     CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
-    for (uint64_t nth = 1; nth <= 2; nth++) {
+    for (uint64_t nth = 1; nth <= 3; nth++) { /* type, listens, family */
         os_fault_arm(nth, EACCES, "getsockopt");
         CHECK_EQ(accept_from(ctx, fds[0]), -EACCES);
         CHECK(os_fault_fired());

@@ -142,16 +142,35 @@ ON_EACH_ENGINE(a_hangup_is_always_waited_for)
 ON_EACH_ENGINE(a_file_has_no_other_events)
 {
     const int asked[] = {0, POLLHUP, POLLPRI};
+    const char *paths[] = {"/", "/proc/self/exe", "/dev/null"};
     AioContext *ctx = go_begin(engine);
-    int fd = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
-    for (int i = 0; i < 3; i++) {
-        Look l = {.fd = fd, .events = asked[i], .timeout_ns = -1};
+    for (int i = 0; i < 9; i++) {
+        int fd = open(paths[i / 3], O_RDONLY | O_CLOEXEC);
+        Look l = {.fd = fd, .events = asked[i % 3], .timeout_ns = -1};
 
+        CHECK(fd >= 0);
         go(look, &l);
         CHECK(l.done);
         CHECK_EQ(l.result, -EPERM);
+        close(fd);
     }
+    go_end(ctx);
+}
+
+/* Some files of proc have events: that is how their changes are told. */
+ON_EACH_ENGINE(a_file_of_proc_may_have_other_events)
+{
+    AioContext *ctx = go_begin(engine);
+    int fd = open("/proc/self/mounts", O_RDONLY | O_CLOEXEC);
+    Look l = {.fd = fd, .events = POLLPRI, .timeout_ns = 1000};
+
+    if (fd < 0) {
+        SKIP("there is no /proc/self/mounts");
+    }
+    go(look, &l);
+    go_until(ctx, &l.done);
+    CHECK(l.result > 0 || l.result == -ETIMEDOUT);
     close(fd);
     go_end(ctx);
 }
