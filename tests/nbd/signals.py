@@ -21,6 +21,8 @@ def is_refused(address):
         connect(address).close()
     except (FileNotFoundError, ConnectionRefusedError):
         return True
+    except ConnectionResetError:
+        pass   # it came just before the TCP socket was closed: the next tells
     return False
 
 
