@@ -18,10 +18,9 @@
 #include <string.h>
 #include <sys/mman.h>
 
+/* What a thread has done to a word while others run. */
 typedef struct Cell {
-    uint32_t freed_in;     /* a run; in any other the memory is there */
     uint32_t run;          /* what follows is of this one */
-    uint8_t freed_by;      /* thread */
     uint8_t writer;        /* thread */
     uint8_t written;       /* which bytes: a mask; 0: none */
     uint8_t atomic;        /* which bytes atomic accesses have used */
@@ -31,46 +30,83 @@ typedef struct Cell {
     int16_t atomic_clock[THREADS]; /* of the last atomic access; 0: none */
 } Cell;
 
-OWN static Cell *arena_cells;
-OWN static Cell *data_cells;
+/*
+ * Of each 16 bytes, which no two blocks share: most are only ever used in turn,
+ * where what costs time is how many there are.
+ */
+#define PIECE 16
+typedef struct Piece {
+    uint32_t freed_in; /* a run; in any other the memory is there */
+    uint32_t used_in;  /* a run; in any other its cells are as new */
+    uint8_t freed_by;  /* thread */
+} Piece;
 
-static Cell *map_cells(uintptr_t begin, uintptr_t end)
+typedef struct Shadow {
+    Piece *pieces;
+    Cell *cells;
+    uintptr_t begin;
+} Shadow;
+
+OWN static Shadow arena_shadow;
+OWN static Shadow data_shadow;
+
+static void *map(size_t size)
 {
-    return mmap(NULL, ((end - begin) / 4 + 1) * sizeof(Cell),
-                PROT_READ | PROT_WRITE,
+    return mmap(NULL, size, PROT_READ | PROT_WRITE,
                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+}
+
+static void shadow_map(Shadow *shadow, uintptr_t begin, uintptr_t end)
+{
+    shadow->begin = begin & ~(uintptr_t)(PIECE - 1);
+    shadow->pieces = map(((end - shadow->begin) / PIECE + 1) * sizeof(Piece));
+    shadow->cells = map(((end - shadow->begin) / 4 + 1) * sizeof(Cell));
 }
 
 void shadow_init(void)
 {
-    arena_cells = map_cells(arena_begin, arena_end);
-    data_cells = map_cells(data_begin, data_end);
+    shadow_map(&arena_shadow, arena_begin, arena_end);
+    shadow_map(&data_shadow, data_begin, data_end);
 }
 
-/* The cell of a word, or NULL for memory that is not simulated. */
-static inline Cell *cell_at(uintptr_t address)
+/* Of an address, or NULL if it is not of simulated memory. */
+static inline const Shadow *shadow_of(uintptr_t address)
 {
     if (address - arena_begin < arena_end - arena_begin) {
-        return &arena_cells[(address - arena_begin) / 4];
+        return &arena_shadow;
     }
     if (address - data_begin < data_end - data_begin) {
-        return &data_cells[(address - data_begin) / 4];
+        return &data_shadow;
     }
     return NULL;
 }
 
-static void renew(Cell *cell)
+static inline Piece *piece_at(const Shadow *shadow, uintptr_t address)
 {
+    return &shadow->pieces[(address - shadow->begin) / PIECE];
+}
+
+/* The cell of a word, as it is in this run. */
+static inline Cell *cell_at(const Shadow *shadow, uintptr_t address)
+{
+    Cell *cell = &shadow->cells[(address - shadow->begin) / 4];
+
+    if (cell->run == machine->run) {
+        return cell;
+    }
+    piece_at(shadow, address)->used_in = machine->run;
     cell->run = machine->run;
     cell->written = 0;
     cell->atomic = 0;
     memset(cell->read, 0, sizeof(cell->read));
     memset(cell->read_clock, 0, sizeof(cell->read_clock));
     memset(cell->atomic_clock, 0, sizeof(cell->atomic_clock));
+    return cell;
 }
 
-static void fail_at(const char *kind, const char *what, uintptr_t address,
-                    unsigned other, uintptr_t pc)
+static __attribute__((cold, noreturn)) void
+fail_at(const char *kind, const char *what, uintptr_t address, unsigned other,
+        uintptr_t pc)
 {
     char place[512];
 
@@ -137,18 +173,6 @@ static void read_cell(Cell *cell, uint8_t mask)
 static inline void access_cell(Cell *cell, uint8_t mask, bool write,
                                uintptr_t address, uintptr_t pc)
 {
-    const Machine *m = machine;
-
-    if (cell->freed_in == m->run) {
-        fail_at("use after free", write ? "write to" : "read of", address,
-                cell->freed_by, pc);
-    }
-    if (m->phase != PHASE_AT_ONCE) {
-        return;
-    }
-    if (cell->run != m->run) {
-        renew(cell);
-    }
     if ((cell->written & mask) && !ordered(cell->writer, cell->write_clock)) {
         fail_at("data race", write ? "write to" : "read of", address,
                 cell->writer, pc);
@@ -160,50 +184,74 @@ static inline void access_cell(Cell *cell, uint8_t mask, bool write,
     }
 }
 
-void shadow_access(uintptr_t address, size_t size, bool write, uintptr_t pc)
+static __attribute__((noinline)) void access_at_once(const Shadow *shadow,
+                                                     uintptr_t address,
+                                                     size_t size, bool write,
+                                                     uintptr_t pc)
 {
     uintptr_t end = address + size;
-    Cell *cell;
 
-    if (!machine || machine->phase == PHASE_OUTSIDE) {
-        return;
-    }
-    cell = cell_at(address);
-    if (!cell) {
-        return;
-    }
-    if (write) {
-        arena_note_write(address);
-    }
-    for (; address < end; cell++) {
+    while (address < end) {
         uintptr_t next = (address & ~(uintptr_t)3) + 4;
         unsigned first = address & 3;
         unsigned last = next <= end ? 4 : (unsigned)(end & 3);
 
-        access_cell(cell, (uint8_t)((1u << last) - (1u << first)), write,
-                    address, pc);
+        access_cell(cell_at(shadow, address),
+                    (uint8_t)((1u << last) - (1u << first)), write, address,
+                    pc);
         address = next;
+    }
+}
+
+/* What is there must not have been freed. */
+static inline void check_there(const Shadow *shadow, uintptr_t address,
+                               size_t size, const char *what, uintptr_t pc)
+{
+    const Piece *piece = piece_at(shadow, address);
+    const Piece *last = piece_at(shadow, address + size - 1);
+    const uint32_t run = machine->run;
+
+    for (; piece <= last; piece++) {
+        if (piece->freed_in == run) {
+            fail_at("use after free", what, address, piece->freed_by, pc);
+        }
+    }
+}
+
+void shadow_access(uintptr_t address, size_t size, bool write, uintptr_t pc)
+{
+    const Shadow *shadow;
+
+    if (!machine || machine->phase == PHASE_OUTSIDE || size == 0) {
+        return;
+    }
+    shadow = shadow_of(address);
+    if (!shadow) {
+        return;
+    }
+    check_there(shadow, address, size, write ? "write to" : "read of", pc);
+    if (machine->phase == PHASE_AT_ONCE) {
+        access_at_once(shadow, address, size, write, pc);
+    }
+    if (write) {
+        arena_note_write(address);
     }
 }
 
 /* What is written plainly, or ends, conflicts with atomic accesses. */
 void shadow_access_atomic(uintptr_t address, size_t size)
 {
-    Cell *cell = cell_at(address);
+    const Shadow *shadow = shadow_of(address);
+    Cell *cell;
 
-    if (!cell) {
+    if (!shadow) {
         return;
     }
-    if (cell->freed_in == machine->run) {
-        fail_at("use after free", "atomic access to", address, cell->freed_by,
-                0);
-    }
+    check_there(shadow, address, size, "atomic access to", 0);
     if (machine->phase != PHASE_AT_ONCE) {
         return;
     }
-    if (cell->run != machine->run) {
-        renew(cell);
-    }
+    cell = cell_at(shadow, address);
     cell->atomic |=
         (uint8_t)(size < 4 ? ((1u << size) - 1) << (address & 3) : 15);
     cell->atomic_clock[machine->current] = self()->now.seen[machine->current];
@@ -223,28 +271,48 @@ static bool all_before(const Cell *cell, unsigned *other)
     return !cell->written || ordered(cell->writer, cell->write_clock);
 }
 
-/* Freeing conflicts with every access that is not ordered before it. */
-void shadow_free(uintptr_t address, size_t size, uintptr_t pc)
+static void check_all_before(const Shadow *shadow, uintptr_t piece,
+                             uintptr_t pc)
 {
-    uintptr_t end = address + size;
+    const Cell *cell = &shadow->cells[(piece - shadow->begin) / 4];
     unsigned other;
 
-    for (Cell *cell = cell_at(address); address < end; cell++, address += 4) {
-        if (cell->run == machine->run && !all_before(cell, &other)) {
-            fail_at("use after free", "free of", address, other, pc);
+    for (unsigned i = 0; i < PIECE / 4; i++) {
+        if (cell[i].run == machine->run && !all_before(&cell[i], &other)) {
+            fail_at("use after free", "free of", piece + 4 * i, other, pc);
         }
-        cell->freed_in = machine->run;
-        cell->freed_by = (uint8_t)machine->current;
+    }
+}
+
+/*
+ * Freeing conflicts with every access that is not ordered before it.  Blocks
+ * begin where a piece does.
+ */
+void shadow_free(uintptr_t address, size_t size, uintptr_t pc)
+{
+    const uint32_t run = machine->run;
+    const uint8_t me = (uint8_t)machine->current;
+    const uintptr_t end = address + size;
+    const Shadow *shadow = shadow_of(address);
+    Piece *piece = piece_at(shadow, address);
+
+    for (; address < end; address += PIECE, piece++) {
+        if (piece->used_in == run) {
+            check_all_before(shadow, address, pc);
+        }
+        piece->freed_in = run;
+        piece->freed_by = me;
     }
 }
 
 void shadow_renew(uintptr_t address, size_t size)
 {
+    const Shadow *shadow = shadow_of(address);
     uintptr_t end = address + size;
 
-    for (Cell *cell = cell_at(address); address < end; cell++, address += 4) {
-        cell->freed_in = 0;
-        cell->run = 0;
+    for (; address < end; address += 4) {
+        piece_at(shadow, address)->freed_in = 0;
+        shadow->cells[(address - shadow->begin) / 4].run = 0;
     }
 }
 
