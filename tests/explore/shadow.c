@@ -49,6 +49,8 @@ typedef struct Shadow {
 
 OWN static Shadow arena_shadow;
 OWN static Shadow data_shadow;
+OWN static uint32_t freed_in; /* the last run that has freed anything, ... */
+OWN static uintptr_t freed_begin, freed_end; /* and between what it has */
 
 static void *map(size_t size)
 {
@@ -84,6 +86,21 @@ static inline const Shadow *shadow_of(uintptr_t address)
 static inline Piece *piece_at(const Shadow *shadow, uintptr_t address)
 {
     return &shadow->pieces[(address - shadow->begin) / PIECE];
+}
+
+static inline bool may_be_freed(uintptr_t address, size_t size)
+{
+    return freed_in == machine->run && address < freed_end &&
+           address + size > freed_begin;
+}
+
+static void note_freed(uintptr_t begin, uintptr_t end)
+{
+    bool first = freed_in != machine->run;
+
+    freed_in = machine->run;
+    freed_begin = first || begin < freed_begin ? begin : freed_begin;
+    freed_end = first || end > freed_end ? end : freed_end;
 }
 
 /* The cell of a word, as it is in this run. */
@@ -184,25 +201,6 @@ static inline void access_cell(Cell *cell, uint8_t mask, bool write,
     }
 }
 
-static __attribute__((noinline)) void access_at_once(const Shadow *shadow,
-                                                     uintptr_t address,
-                                                     size_t size, bool write,
-                                                     uintptr_t pc)
-{
-    uintptr_t end = address + size;
-
-    while (address < end) {
-        uintptr_t next = (address & ~(uintptr_t)3) + 4;
-        unsigned first = address & 3;
-        unsigned last = next <= end ? 4 : (unsigned)(end & 3);
-
-        access_cell(cell_at(shadow, address),
-                    (uint8_t)((1u << last) - (1u << first)), write, address,
-                    pc);
-        address = next;
-    }
-}
-
 /* What is there must not have been freed. */
 static inline void check_there(const Shadow *shadow, uintptr_t address,
                                size_t size, const char *what, uintptr_t pc)
@@ -218,20 +216,39 @@ static inline void check_there(const Shadow *shadow, uintptr_t address,
     }
 }
 
-void shadow_access(uintptr_t address, size_t size, bool write, uintptr_t pc)
+static __attribute__((noinline)) void
+look_closely(uintptr_t address, size_t size, bool write, uintptr_t pc)
 {
-    const Shadow *shadow;
+    const Shadow *shadow = shadow_of(address);
+    uintptr_t end = address + size;
 
-    if (!machine || machine->phase == PHASE_OUTSIDE || size == 0) {
-        return;
-    }
-    shadow = shadow_of(address);
     if (!shadow) {
         return;
     }
     check_there(shadow, address, size, write ? "write to" : "read of", pc);
-    if (machine->phase == PHASE_AT_ONCE) {
-        access_at_once(shadow, address, size, write, pc);
+    if (machine->phase != PHASE_AT_ONCE) {
+        return;
+    }
+    while (address < end) {
+        uintptr_t next = (address & ~(uintptr_t)3) + 4;
+        unsigned first = address & 3;
+        unsigned last = next <= end ? 4 : (unsigned)(end & 3);
+
+        access_cell(cell_at(shadow, address),
+                    (uint8_t)((1u << last) - (1u << first)), write, address,
+                    pc);
+        address = next;
+    }
+}
+
+void shadow_access(uintptr_t address, size_t size, bool write, uintptr_t pc)
+{
+    if (!machine || machine->phase == PHASE_OUTSIDE || size == 0) {
+        return;
+    }
+    /* Of most accesses, those of setting up, there is nothing to tell. */
+    if (machine->phase == PHASE_AT_ONCE || may_be_freed(address, size)) {
+        look_closely(address, size, write, pc);
     }
     if (write) {
         arena_note_write(address);
@@ -296,6 +313,7 @@ void shadow_free(uintptr_t address, size_t size, uintptr_t pc)
     const Shadow *shadow = shadow_of(address);
     Piece *piece = piece_at(shadow, address);
 
+    note_freed(address, end);
     for (; address < end; address += PIECE, piece++) {
         if (piece->used_in == run) {
             check_all_before(shadow, address, pc);
