@@ -1,17 +1,21 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * A coroutine, three calls deep, for unwinders to look at.  Where there is
- * libunwind it looks at itself, and prints what it finds.
+ * A coroutine, three calls deep, for unwinders to look at:
+ *
+ *     walk         where there is libunwind it looks at itself, and prints what
+ *                  it finds
+ *     walk busy    it takes a while there, for a profiler
  */
 #include <coaio/coroutine.h>
 #include <stdio.h>
+#include <time.h>
 
 #ifdef HAVE_LIBUNWIND
 #define UNW_LOCAL_ONLY
 #include <libunwind.h>
 #endif
 
-#define NOINLINE __attribute__((noinline))
+#define NOINLINE       __attribute__((noinline))
 #define NO_TAIL_CALL() __asm__ volatile("" : : : "memory")
 
 #ifdef HAVE_LIBUNWIND
@@ -43,11 +47,28 @@ NOINLINE void innermost(void);
 NOINLINE void middle(void);
 void outermost(void *opaque);
 
+static bool busy;
+
+/* For 0.2 s of CPU time. */
+static void take_a_while(void)
+{
+    clock_t end = clock() + CLOCKS_PER_SEC / 5;
+
+    while (clock() < end) {
+        for (volatile int i = 0; i < 1000000; i++) {
+        }
+    }
+}
+
 void look_here(void)
 {
+    if (busy) {
+        take_a_while();
+    } else {
 #ifdef HAVE_LIBUNWIND
-    walk();
+        walk();
 #endif
+    }
     NO_TAIL_CALL();
 }
 
@@ -73,10 +94,12 @@ void coroutine_fn outermost(void *opaque)
     NO_TAIL_CALL();
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     Coroutine *co = coroutine_create(outermost, NULL);
 
+    (void)argv;
+    busy = argc > 1;
     coroutine_enter(co);
     coroutine_enter(co);
     return 0;
