@@ -203,7 +203,10 @@ def a_client_that_goes_on_sending_over_tcp_gets_every_reply(box):
         reply = client.reply()
         eq((reply.error, len(reply.data)), (nbd.OK, MIB), "reply")
         answered.add(reply.cookie)
-    eq(answered, before, "what was answered")
+    # Some that were sent later may have come before the signal did.
+    first = min(before)
+    eq(answered, set(range(first, first + len(answered))), "what was answered")
+    assert len(before) <= len(answered) < len(before) + sent, answered
     server.wait()
 
 
