@@ -28,7 +28,7 @@ test: ## the full suite, sanitizers included; at most 20 minutes
 test-quick: ## the quick tests on one engine (COAIO_ENGINE=epoll|poll|uring)
 	@scripts/test quick
 
-test-matrix: ## everything with everything; hours, or in parts: PARTS=gcc-asm
+test-matrix: ## everything with everything; hours, or parts: PARTS=clang-asm
 	@scripts/test matrix $(PARTS)
 
 explore: ## every schedule of the core up to BOUND=2 preemptions
