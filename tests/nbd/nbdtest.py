@@ -507,6 +507,16 @@ class Server:
         self.process.kill()
         self.process.wait()
 
+    @contextlib.contextmanager
+    def asleep(self):
+        """Stopped; what is sent meanwhile has come at once when it goes on."""
+        self.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)   # every thread
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
     def finish(self):
         """At the end of a case that has passed."""
         if self.process and self.process.returncode is None:

@@ -345,10 +345,9 @@ def dead_sockets_do_not_count_as_connections(box):
 @case
 def sigterm_while_connections_wait_to_be_accepted(box):
     server = box.disk_server()
-    os.kill(server.process.pid, signal.SIGSTOP)
-    waiting = [box.closing(connect(server.address())) for _ in range(5)]
-    server.process.send_signal(signal.SIGTERM)
-    os.kill(server.process.pid, signal.SIGCONT)
+    with server.asleep():
+        waiting = [box.closing(connect(server.address())) for _ in range(5)]
+        server.process.send_signal(signal.SIGTERM)
     server.wait()
     for sock in waiting:
         try:
