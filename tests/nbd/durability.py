@@ -249,22 +249,27 @@ FILE, SOCKET = 7, 8
 
 def made_up_calls(order, changes=None):
     """
-    The calls of a server that gets a WRITE and, when it is answered, a FLUSH.
-    order lists their beginnings and ends as (name, is_end).
+    The calls of a server that gets a WRITE and, when it is answered, a FLUSH,
+    or a TRIM with FUA.  order lists their beginnings and ends as (name, is_end).
+    As some clients do, this one has the same cookie for all.
     """
     option = nbd.pack_option(nbd.OPT_GO)
     write = nbd.pack_request(nbd.CMD_WRITE, 1, 0, 4, 0, b"data")
-    flush = nbd.pack_request(nbd.CMD_FLUSH, 2)
-    replies = [nbd.struct.pack(">IIQ", nbd.SIMPLE_MAGIC, 0, c) for c in (1, 2)]
+    flush = nbd.pack_request(nbd.CMD_FLUSH, 1)
+    trim = nbd.pack_request(nbd.CMD_TRIM, 1, 0, 4, nbd.FLAG_FUA)
+    reply = nbd.struct.pack(">IIQ", nbd.SIMPLE_MAGIC, 0, 1)
     calls = {
         "hello": (recorder.SEND, SOCKET, bytes(18)),
         "go": (recorder.RECEIVE, SOCKET, bytes(4) + option),
         "write": (recorder.RECEIVE, SOCKET, write),
         "pwrite": (recorder.WRITE, FILE, b"data"),
-        "written": (recorder.SEND, SOCKET, replies[0]),
+        "written": (recorder.SEND, SOCKET, reply),
         "flush": (recorder.RECEIVE, SOCKET, flush),
         "sync": (recorder.SYNC, FILE, b""),
-        "flushed": (recorder.SEND, SOCKET, replies[1]),
+        "flushed": (recorder.SEND, SOCKET, reply),
+        "trim": (recorder.RECEIVE, SOCKET, trim),
+        "punch": (recorder.ALLOCATE, FILE, bytes(4)),
+        "trimmed": (recorder.SEND, SOCKET, reply),
     }
     made = {}
     for place, (name, is_end) in enumerate(order):
@@ -283,7 +288,8 @@ def one_after_another(*names):
     return [(name, is_end) for name in names for is_end in (False, True)]
 
 
-START = one_after_another("hello", "go", "write")
+HELLO = one_after_another("hello", "go")
+START = HELLO + one_after_another("write")
 GOOD = START + one_after_another("pwrite", "written", "flush", "sync",
                                  "flushed")
 
@@ -296,6 +302,9 @@ def violations(order, changes=None):
 @case
 def the_checker_accepts_what_is_right(_box):
     eq(violations(GOOD), 0, "violations")
+    for steps in (("trim", "punch", "sync", "trimmed"),
+                  ("trim", "punch"), ("trim", "trimmed")):
+        eq(violations(HELLO + one_after_another(*steps)), 0, str(steps))
 
 
 @case
@@ -318,6 +327,13 @@ def the_checker_rejects_specimens(_box):
         "a reply before the write":
             START + one_after_another("written", "pwrite", "flush", "sync",
                                       "flushed"),
+        "a TRIM with FUA without a sync":
+            HELLO + one_after_another("trim", "punch", "trimmed", "sync"),
+        "a TRIM after its reply":
+            HELLO + one_after_another("trim", "sync", "trimmed", "punch"),
+        "a TRIM that ends after its reply":
+            HELLO + one_after_another("trim") + [("punch", False)] +
+            one_after_another("sync", "trimmed") + [("punch", True)],
     }
     for name, order in specimens.items():
         assert violations(order) > 0, name

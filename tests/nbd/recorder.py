@@ -18,7 +18,9 @@ check_durability() holds the recording against the promise of FLUSH and FUA:
 - A request with FUA covers itself in the same way.
 
 Only calls on the image count.  A write answered with success must have put
-all of its bytes there before its reply; otherwise that is reported, too.
+all of its bytes there before its reply, and no call may touch what no request
+in progress is about: a TRIM, which need not do anything, could else be answered
+before it does.
 """
 
 import collections
@@ -151,10 +153,14 @@ class Conversation:
         self.file = file
         self.receives = recording.of(RECEIVE, file)
         self.sends = recording.of(SEND, file)
-        self.commands = {}
+        # By cookie, of which a client makes use again: those to be answered.
+        self.commands = collections.defaultdict(collections.deque)
         self.requests = []
         self.parse_requests(Stream(self.receives))
         self.parse_replies(Stream(self.sends))
+        for cookie, commands in self.commands.items():
+            while commands:
+                self.answer(cookie, NOT_YET, None)
 
     def parse_requests(self, stream):
         stream.take(4)   # the client's flags
@@ -170,8 +176,8 @@ class Conversation:
             received = stream.carrier(stream.at - 1)
             if command == nbd.CMD_WRITE:
                 stream.take(length)
-            self.commands[cookie] = (command, flags, offset, length,
-                                     received.end)
+            self.commands[cookie].append((command, flags, offset, length,
+                                          received.end))
 
     def parse_replies(self, stream):
         stream.take(18)
@@ -192,7 +198,7 @@ class Conversation:
         magic, = struct.unpack(">I", stream.take(4))
         if magic == nbd.SIMPLE_MAGIC:
             error, cookie = struct.unpack(">IQ", stream.take(12))
-            command, _, _, length, _ = self.commands[cookie]
+            command, _, _, length, _ = self.commands[cookie][0]
             if command == nbd.CMD_READ and error == 0:
                 stream.take(length)
             return cookie, error, True
@@ -204,7 +210,8 @@ class Conversation:
         return cookie, error, flags & nbd.REPLY_DONE
 
     def answer(self, cookie, answered, error):
-        command, flags, offset, length, received = self.commands[cookie]
+        (command, flags, offset, length,
+         received) = self.commands[cookie].popleft()
         self.requests.append(Request(cookie, command, flags, offset, length,
                                      received, answered, error))
 
@@ -221,7 +228,7 @@ WRITING = {nbd.CMD_WRITE, nbd.CMD_WRITE_ZEROES, nbd.CMD_TRIM}
 def calls_of(request, changes):
     """The calls that have changed the bytes of a request meanwhile."""
     return [c for c in changes
-            if c.begin > request.received and c.end < request.answered
+            if c.begin > request.received and c.end <= request.answered
             and c.offset < request.offset + request.length
             and c.offset + c.length > request.offset]
 
@@ -250,8 +257,8 @@ class Judge:
     def __init__(self, recording, file):
         self.syncs = recording.of(SYNC, file)
         self.changes = recording.of(WRITE, file) + recording.of(ALLOCATE, file)
-        self.requests = [r for c in recording.conversations()
-                         for r in c.requests if r.error == 0]
+        self.all = [r for c in recording.conversations() for r in c.requests]
+        self.requests = [r for r in self.all if r.error == 0]
         self.violations = []
         self.landed = {}    # request -> place where its last call returned
 
@@ -266,6 +273,14 @@ class Judge:
             if request.flags & nbd.FLAG_FUA:
                 self.judge_fua(request, calls)
         return writing
+
+    def judge_changes(self):
+        writing = [r for r in self.all if r.command in WRITING]
+        for call in self.changes:
+            if not any(calls_of(request, [call]) for request in writing):
+                self.violations.append(
+                    f"a call on {call.offset}+{call.length} belongs to no "
+                    "request in progress")
 
     def judge_fua(self, request, calls):
         if calls and not has_synced_itself(calls) and not is_synced(
@@ -289,6 +304,7 @@ def check_durability(recording, file):
     """Judges the recording of a server whose image has that inode number."""
     judge = Judge(recording, file)
     writes = judge.judge_writes()
+    judge.judge_changes()
     flushes = [r for r in judge.requests if r.command == nbd.CMD_FLUSH]
     for request in flushes:
         judge.judge_flush(request)
