@@ -105,7 +105,8 @@ static void input_prepare(Connection *conn)
     } else if (in->large && in->quiet >= LARGE_QUIET &&
                input_length(in) < sizeof(conn->small)) {
         input_shrink(conn);
-    } else if (in->start > 0) {
+    }
+    if (in->start > 0) { /* also where there was no memory for a large one */
         memmove(in->data, in->data + in->start, input_length(in));
         in->end -= in->start;
         in->start = 0;

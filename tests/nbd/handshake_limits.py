@@ -59,6 +59,19 @@ def oversized_option_data(box):
 
 
 @case
+def option_data_where_there_is_no_memory_for_a_large_buffer(box):
+    """As with a WRITE's payload (requests.py), the small one has to do."""
+    server = serve(box)
+    client = open_hello(box, server)
+    with server.without_mappings():
+        for _ in range(4):
+            eq(client.option_status(999, bytes(16 * KIB)), nbd.REP_ERR_UNSUP,
+               "reply")
+    eq(client.go("disk"), nbd.REP_ACK, "reply to GO")
+    check_served(server)
+
+
+@case
 def option_data_of_which_nothing_comes(box):
     """Lengths of up to 4 GiB are announced; no memory may be set aside."""
     server = serve(box)

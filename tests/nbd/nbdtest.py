@@ -34,6 +34,7 @@ import mmap
 import os
 import random
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -516,6 +517,19 @@ class Server:
             yield
         finally:
             self.process.send_signal(signal.SIGCONT)
+
+    @contextlib.contextmanager
+    def without_mappings(self):
+        """Every mmap() fails; what is mapped stays."""
+        if is_instrumented():
+            raise Skip("an instrumented server does not go on without memory")
+        pid, kind = self.process.pid, resource.RLIMIT_AS
+        before = resource.prlimit(pid, kind)
+        resource.prlimit(pid, kind, (MIB, before[1]))
+        try:
+            yield
+        finally:
+            resource.prlimit(pid, kind, before)
 
     def finish(self):
         """At the end of a case that has passed."""

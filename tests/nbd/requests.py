@@ -330,6 +330,28 @@ def step(client, random_, model):
 
 
 @case
+def writes_where_there_is_no_memory_for_a_large_buffer(box):
+    """
+    A payload that its connection's buffer cuts makes the server try for a
+    larger one.  Where it got none, an assertion ended it.
+    """
+    server = box.server("disk=memory:1M")
+    with nbd.Client(server.address()) as client:
+        client.ready("disk")
+        eq(client.write(0, b"warm"), nbd.OK, "WRITE")
+        with server.without_mappings():
+            for i in range(4):
+                data = pattern(16 * KIB, i)
+                error = client.write(i * 16 * KIB, data)
+                assert error in (nbd.OK, nbd.ENOMEM), f"WRITE: {error}"
+                if error == nbd.OK:
+                    eq(client.read(i * 16 * KIB, 16 * KIB), data, "data")
+        eq(client.write(0, pattern(128 * KIB)), nbd.OK, "WRITE")
+        eq(client.read(0, 128 * KIB), pattern(128 * KIB), "data")
+        client.disconnect()
+
+
+@case
 def bad_magic_drops_that_client_only(box):
     server = box.disk_server()
     bystander = box.closing(nbd.Client(server.address()).ready())
