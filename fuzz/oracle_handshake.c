@@ -13,7 +13,7 @@
 
 /* The server's limits; whatever else it does is the protocol's choice. */
 #define OPTION_DATA_MAX ((uint32_t)32 << 10)
-#define OPTIONS_MAX     128
+#define OPTIONS_MAX     (128 + 8 * CONVERSATION_EXPORTS)
 
 #define CONTEXT "base:allocation"
 

@@ -4,7 +4,8 @@
  * them begins transmission.
  *
  * Bounded: the data of an option that is looked at (OPTION_MAX; longer ones
- * are read and forgotten), the number of options, and, by the timer of
+ * are read and forgotten), the number of options, which grows with that of the
+ * exports, since clients that list them ask about each, and, by the timer of
  * connection.c, the time that all of it takes.
  *
  * Buffers come from the cache and not from the stack: its pages would stay
@@ -22,9 +23,13 @@
 #include "server.h"
 #include "wire.h"
 
-#define OPTION_MAX  ((uint32_t)32 << 10)
-#define OPTIONS_MAX 128
-#define OUT_SIZE    BUFFER_MIN
+#define OPTION_MAX ((uint32_t)32 << 10)
+#define OUT_SIZE   BUFFER_MIN
+
+/* So many options in all, and for each export.  To list them, nbdinfo sends two
+ * an export on one connection, and qemu-nbd three. */
+#define OPTIONS_MAX        128
+#define OPTIONS_PER_EXPORT 8
 
 /* Sends what there is. */
 static void coroutine_fn handshake_send(Handshake *h)
@@ -185,22 +190,23 @@ bool coroutine_fn handshake_run(Connection *conn)
     BufferCache *buffers = &conn->thread->buffers;
     Handshake h = { .conn = conn };
     HandshakeNext next = HANDSHAKE_CLOSE;
+    size_t most = OPTIONS_MAX +
+                  OPTIONS_PER_EXPORT * conn->thread->server->n_exports;
 
     h.out = buffer_get(buffers, OUT_SIZE);
     if (!h.out) {
         return false;
     }
     if (exchange_flags(&h)) {
-        for (int i = 0; i < OPTIONS_MAX; i++) {
+        for (size_t i = 0; i < most; i++) {
             next = next_option(&h);
             if (next != HANDSHAKE_OPTION) {
                 break;
             }
         }
         if (next == HANDSHAKE_OPTION) {
-            log_client(LOG_LEVEL_INFO, "client %llu: more than %d options; "
-                       "dropping it", (unsigned long long)conn->id,
-                       OPTIONS_MAX);
+            log_client(LOG_LEVEL_INFO, "client %llu: more than %zu options; "
+                       "dropping it", (unsigned long long)conn->id, most);
         }
     }
     buffer_put(buffers, h.out, OUT_SIZE);

@@ -5,6 +5,7 @@ Exports: several at once, the default one, read-only ones, memory: and null:.
 """
 
 import os
+import re
 import stat
 import struct
 
@@ -75,6 +76,21 @@ def nbdinfo_lists_them(box):
     text = run("nbdinfo", "--list", server.uri())
     for line in ('export="first":', 'export="second":', "1048576", "2097152"):
         assert line in text, f"{line} is not in\n{text}"
+
+
+@case
+def clients_list_many_exports(box):
+    """
+    They ask about each, two or three options an export, on one connection.
+    The limit of options once had room for 42 exports.
+    """
+    names = [f"number {i}" for i in range(100)]
+    server = box.server(*(f"{name}=memory:1M" for name in names))
+    for command in (["nbdinfo", "--list", "--no-content", server.uri()],
+                    ["qemu-nbd", "--list", "--socket", server.unix]):
+        listed = re.findall(r"export(?:=|: )[\"'](number \d+)[\"']",
+                            run(*command))
+        eq(sorted(listed), sorted(names), f"names that {command[0]} lists")
 
 
 @case
