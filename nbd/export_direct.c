@@ -9,8 +9,9 @@
  *
  * Two writes that share no byte may share a block, and the client may have
  * both in flight.  So who reads, changes and writes back excludes every other
- * writer (the lock "blocks": whole blocks read-lock it, partial ones
- * write-lock it).
+ * writer (the lock of FileBlocks: whole blocks read-lock it, partial ones
+ * write-lock it).  Neither does it matter through which export they come: those
+ * of one file, known by its numbers and not by its path, have one lock.
  *
  * The last block of a file that does not end with one could not be written
  * back without making the file longer: such a file is not served directly.
@@ -21,6 +22,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
@@ -66,6 +68,60 @@ uint32_t direct_alignment(int fd, bool is_device, uint64_t size)
         return 0;
     }
     return (uint32_t)align;
+}
+
+/* Of the files that are open. */
+static FileBlocks *all_blocks;
+
+static bool is_of(const FileBlocks *blocks, const FileBlocks *key)
+{
+    return blocks->is_device == key->is_device &&
+           blocks->device == key->device && blocks->inode == key->inode;
+}
+
+int direct_blocks_get(int fd, FileBlocks **result)
+{
+    FileBlocks key = { .users = 0 };
+    FileBlocks *blocks = all_blocks;
+    struct stat st;
+
+    if (fstat(fd, &st) < 0) {
+        return -errno;
+    }
+    key.is_device = S_ISBLK(st.st_mode);
+    key.device = key.is_device ? st.st_rdev : st.st_dev;
+    key.inode = key.is_device ? 0 : st.st_ino;
+    while (blocks && !is_of(blocks, &key)) {
+        blocks = blocks->next;
+    }
+    if (!blocks) {
+        blocks = malloc(sizeof(*blocks));
+        if (!blocks) {
+            return -ENOMEM;
+        }
+        *blocks = key;
+        co_rwlock_init(&blocks->lock);
+        blocks->next = all_blocks;
+        all_blocks = blocks;
+    }
+    blocks->users++;
+    *result = blocks;
+    return 0;
+}
+
+void direct_blocks_put(FileBlocks *blocks)
+{
+    FileBlocks **p = &all_blocks;
+
+    assert(blocks->users > 0);
+    if (--blocks->users > 0) {
+        return;
+    }
+    while (*p != blocks) {
+        p = &(*p)->next;
+    }
+    *p = blocks->next;
+    free(blocks);
 }
 
 static bool is_aligned(const FileExport *file, const void *data,
@@ -190,17 +246,17 @@ int coroutine_fn direct_write(FileExport *file, BufferCache *buffers,
     int ret = -ENOMEM;
 
     if (is_aligned(file, data, length, offset)) {
-        co_rwlock_rdlock(&file->blocks);
+        co_rwlock_rdlock(&file->blocks->lock);
         ret = file_write_fully(file->fd, data, length, offset);
-        co_rwlock_unlock(&file->blocks);
+        co_rwlock_unlock(&file->blocks->lock);
         return ret;
     }
-    co_rwlock_wrlock(&file->blocks);
+    co_rwlock_wrlock(&file->blocks->lock);
     bounce = buffer_get(buffers, capacity); /* now: so there is only one */
     if (bounce) {
         ret = write_bounced(file, bounce, data, length, offset);
         buffer_put(buffers, bounce, capacity);
     }
-    co_rwlock_unlock(&file->blocks);
+    co_rwlock_unlock(&file->blocks->lock);
     return ret;
 }

@@ -61,8 +61,13 @@ int coroutine_fn file_write_fully(int fd, const void *data, size_t length,
 
 static void file_close(Export *export)
 {
-    close(file_of(export)->fd);
-    free(export);
+    FileExport *file = file_of(export);
+
+    if (file->blocks) {
+        direct_blocks_put(file->blocks);
+    }
+    close(file->fd);
+    free(file);
 }
 
 static int coroutine_fn file_read(Export *export, BufferCache *buffers,
@@ -220,7 +225,7 @@ static int file_open_fd(const ExportSpec *spec, bool *direct)
     return fd >= 0 ? fd : -errno;
 }
 
-/* Finds the alignment, or goes back to the page cache with a warning. */
+/* Finds alignment and lock, or goes back to the page cache with a warning. */
 static int file_setup_direct(FileExport *file, const ExportSpec *spec,
                              bool opened_direct)
 {
@@ -230,7 +235,7 @@ static int file_setup_direct(FileExport *file, const ExportSpec *spec,
         file->align = direct_alignment(file->fd, file->is_device,
                                        file->export.size);
         if (file->align > 0) {
-            return 0;
+            return direct_blocks_get(file->fd, &file->blocks);
         }
         flags = fcntl(file->fd, F_GETFL);
         if (flags < 0 || fcntl(file->fd, F_SETFL, flags & ~O_DIRECT) < 0) {
@@ -266,7 +271,6 @@ Export *export_file_open(const ExportSpec *spec, bool direct)
         close(file->fd);
         goto fail;
     }
-    co_rwlock_init(&file->blocks);
     file->export.ops = &file_ops;
     file->export.preferred_block = 4096;
     file->export.multi_conn = true;

@@ -7,10 +7,26 @@
 #define NBD_EXPORT_FILE_H
 
 #include <stdatomic.h>
+#include <sys/types.h>
 
 #include <coaio/rwlock.h>
 
 #include "export.h"
+
+/*
+ * O_DIRECT: the lock of one file's blocks, which all exports of that file
+ * share.  Writes that cover whole blocks are readers, those that must read a
+ * block, change it and write it back are writers.
+ */
+typedef struct FileBlocks FileBlocks;
+struct FileBlocks {
+    CoRwlock lock;
+    FileBlocks *next;    /* of those in use; these are the main thread's */
+    unsigned users;
+    bool is_device;
+    dev_t device;        /* the block device, or where the file lies */
+    ino_t inode;         /* of the file; 0 for a device */
+};
 
 typedef struct FileExport {
     Export export;
@@ -24,11 +40,7 @@ typedef struct FileExport {
     atomic_bool no_discard;  /* a device; it may discard and yet not punch */
     atomic_bool no_extents;
 
-    /*
-     * O_DIRECT: writes that cover whole blocks are readers, those that must
-     * read a block, change it and write it back are writers.
-     */
-    CoRwlock blocks;
+    FileBlocks *blocks;      /* NULL if align is 1 */
 } FileExport;
 
 static inline FileExport *file_of(Export *export)
@@ -64,6 +76,14 @@ size_t direct_needs(const FileExport *file, uint32_t length, uint64_t offset);
  * there is none that would do for an export of size bytes.
  */
 uint32_t direct_alignment(int fd, bool is_device, uint64_t size);
+
+/**
+ * The lock of the blocks of the file that fd is, the same for every descriptor
+ * of it; each is put back when its export is closed.  Main thread, while there
+ * are no others.  direct_blocks_get() returns 0 or -errno.
+ */
+int direct_blocks_get(int fd, FileBlocks **blocks);
+void direct_blocks_put(FileBlocks *blocks);
 
 /**
  * What the file system keeps of the range (SEEK_DATA, SEEK_HOLE).  As

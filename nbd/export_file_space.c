@@ -13,8 +13,8 @@
  * was there before, instead of the zeroes.  So only whole pages are left to
  * the device; what is beside them at the ends is written, as any data is.
  *
- * With O_DIRECT all of this counts as a writer of whole blocks (blocks, in
- * export_file.h): the kernel takes care of the partial ones at the ends.
+ * With O_DIRECT all of this counts as a writer of whole blocks (FileBlocks,
+ * in export_file.h): the kernel takes care of the partial ones at the ends.
  */
 #include "export_file.h"
 
@@ -53,11 +53,11 @@ static int coroutine_fn try_fallocate(FileExport *file, int mode,
         return -EOPNOTSUPP;
     }
     if (file->align > 1) {
-        co_rwlock_rdlock(&file->blocks);
+        co_rwlock_rdlock(&file->blocks->lock);
     }
     ret = co_fallocate(file->fd, mode, (off_t)offset, (off_t)length);
     if (file->align > 1) {
-        co_rwlock_unlock(&file->blocks);
+        co_rwlock_unlock(&file->blocks->lock);
     }
     if (ret == -EOPNOTSUPP || ret == -ENOSYS) {
         atomic_store_explicit(unknown, true, memory_order_relaxed);
@@ -167,11 +167,11 @@ static int coroutine_fn device_discard(FileExport *file, uint32_t length,
         return 0;
     }
     if (file->align > 1) {
-        co_rwlock_rdlock(&file->blocks);
+        co_rwlock_rdlock(&file->blocks->lock);
     }
     ret = co_run_in_worker(discard_job, &job);
     if (file->align > 1) {
-        co_rwlock_unlock(&file->blocks);
+        co_rwlock_unlock(&file->blocks->lock);
     }
     if (ret == -EOPNOTSUPP) {
         atomic_store_explicit(&file->no_discard, true, memory_order_relaxed);

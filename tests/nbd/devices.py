@@ -7,12 +7,13 @@ Block devices as exports: a loop device over a file, which only root can make.
 import errno
 import os
 import random
+import stat
 import subprocess
 
 import nbdclient as nbd
 import recorder
-from nbdtest import (KIB, MIB, Shim, Skip, allocated, case_on_uring_too, eq,
-                     main, need_holes, pattern, rounds, run, seed)
+from nbdtest import (KIB, MIB, Shim, Skip, allocated, case, case_on_uring_too,
+                     eq, main, need_holes, pattern, rounds, run, seed)
 
 SIZE = 16 * MIB
 PAGE = max(4 * KIB, os.sysconf("SC_PAGE_SIZE"))
@@ -162,6 +163,27 @@ def writes_of_any_alignment_past_the_page_cache(box):
     server.stop()
     with open(image, "rb") as file:
         eq(file.read(len(model)), bytes(model), "the file behind it")
+
+
+@case
+def neighbours_in_one_block_of_a_device_with_several_exports(box):
+    """A device may have several nodes, in folders with numbers of their own."""
+    device, _ = loop_device(box)
+    node = box.path("node")
+    try:
+        os.mknod(node, 0o600 | stat.S_IFBLK, os.stat(device).st_rdev)
+        os.close(os.open(node, os.O_RDWR))
+    except OSError as error:
+        raise Skip(f"no second node of the device: {error}") from None
+    shim = box.shim()
+    server = box.server(f"one={device}", f"two={node}", shim=shim,
+                        options=["--direct", "--threads", 2])
+    clients = [box.closing(nbd.Client(server.address()).ready(name))
+               for name in ("one", "two")]
+    nbd.check_neighbours_in_one_block(shim, *clients)
+    for client in clients:
+        client.disconnect()
+    server.stop()
 
 
 @case_on_uring_too

@@ -10,8 +10,8 @@ import random
 import re
 
 import nbdclient as nbd
-from nbdtest import (KIB, MIB, case, eq, main, need_direct, pattern, rounds,
-                     run, seed)
+from nbdtest import (KIB, MIB, case, eq, main, need_direct, need_disk,
+                     pattern, rounds, run, seed)
 
 
 def direct_server(box, **options):
@@ -115,6 +115,23 @@ def neighbours_in_one_block_written_at_once(box):
                 eq(reply.error, nbd.OK, "WRITE")
         expected = b"".join(pattern(piece, (round_, i)) for i in range(512))
         eq(clients[0].read(0, 512 * piece), expected, "data")
+
+
+@case
+def neighbours_in_one_block_of_a_file_with_several_exports(box):
+    """Each export once had a lock of its own, whatever file it was of."""
+    need_direct(box)
+    need_disk()
+    image, link = box.image(size=4 * MIB), box.path("link.img")
+    os.link(image, link)
+    for other in image, link:
+        shim = box.shim()
+        server = box.server(f"one={image}", f"two={other}", shim=shim,
+                            options=["--direct", "--threads", 2])
+        clients = [box.closing(nbd.Client(server.address()).ready(name))
+                   for name in ("one", "two")]
+        nbd.check_neighbours_in_one_block(shim, *clients)
+        server.stop()
 
 
 @case

@@ -12,7 +12,7 @@ import select
 import socket
 import struct
 
-from nbdtest import connect, eq
+from nbdtest import MIB, Shim, connect, eq, pattern
 
 NBDMAGIC = 0x4e42444d41474943
 IHAVEOPT = 0x49484156454f5054
@@ -581,3 +581,31 @@ class Client:
         reply.message = self.receive(size).decode()
         self.receive(length - 6 - size)
         reply.error = reply.error or error
+
+
+def check_neighbours_in_one_block(shim, one, other):
+    """
+    Two clients of one file on a server with --direct write into one block.
+    The first has read the block, and is held when it writes it back; the other
+    gets all the time it needs to read what is there before.
+    """
+    before = pattern(4096, "before")
+    eq(one.write(0, before), OK, "WRITE")
+    shim.concern(0, 4096)
+    shim.shut_gate(Shim.WRITE)
+    one.post_write(0, pattern(64, 1))
+    shim.wait_held(Shim.WRITE)
+    second = other.post_write(64, pattern(64, 2))
+    replies = []
+    for i in range(100):
+        other.post(CMD_READ, MIB + i * 4096, 512)
+        replies.append(other.reply())
+    assert second not in [reply.cookie for reply in replies], \
+        "the second has written before the first"
+    shim.open_gate(Shim.WRITE)
+    for client in one, other:
+        for reply in client.collect().values():
+            eq(reply.error, OK, "WRITE")
+    after = pattern(64, 1) + pattern(64, 2) + before[128:]
+    for client in one, other:
+        eq(client.read(0, 4096), after, "data")
