@@ -259,6 +259,18 @@ static int open_tcp_address(Listeners *listeners, const struct addrinfo *ai)
     return 0;
 }
 
+/* Whether the list has the address of ai before ai, too: a name with two lines
+ * in /etc/hosts stands for the same address twice. */
+static bool is_repeated(const struct addrinfo *list, const struct addrinfo *ai)
+{
+    while (list != ai && (list->ai_addrlen != ai->ai_addrlen ||
+                          memcmp(list->ai_addr, ai->ai_addr,
+                                 ai->ai_addrlen) != 0)) {
+        list = list->ai_next;
+    }
+    return list != ai;
+}
+
 /* Listens on every address that the name stands for. */
 static bool open_tcp(Listeners *listeners, const TcpSpec *spec)
 {
@@ -280,6 +292,9 @@ static bool open_tcp(Listeners *listeners, const TcpSpec *spec)
     for (struct addrinfo *ai = list; ai && ret == 0; ai = ai->ai_next) {
         unsigned tries = 0;
 
+        if (is_repeated(list, ai)) {
+            continue;
+        }
         do {
             ret = open_tcp_address(listeners, ai);
         } while (try_again(ret, &tries));

@@ -15,8 +15,8 @@ import stat
 import sys
 
 import nbdclient as nbd
-from nbdtest import (MIB, Skip, case, connect, eq, main, pattern, run,
-                     seconds, wait_until)
+from nbdtest import (MIB, Skip, case, connect, eq, free_port, main, need,
+                     pattern, run, seconds, wait_until)
 
 PIDFD_GETFD = 438
 
@@ -204,6 +204,35 @@ def tcp_over_ipv6(box):
     server = box.server(f"disk={box.image()}", unix=False, tcp=["::1"])
     check_served(server)
     assert "disk" in run("nbdinfo", "--list", server.uri())
+
+
+# With other hosts: the file is its first argument, a command the rest.
+IN_HOSTS = ["unshare", "--mount",
+            *(["--map-root-user"] if os.getuid() != 0 else []),
+            "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"']
+
+
+@case
+def a_name_that_stands_for_one_address_twice(box):
+    """
+    As localhost does with two lines in /etc/hosts.  The second time the
+    address was in use, by the server itself, which gave up then.
+    """
+    need("unshare")
+    with open(box.path("hosts"), "w") as hosts:
+        hosts.write("127.0.0.1 twice\n127.0.0.1 twice other\n")
+    wrap = IN_HOSTS + [box.path("hosts")]
+    found = run(*wrap, sys.executable, "-c", "import socket; print(*socket."
+                "getaddrinfo('twice', 1, type=socket.SOCK_STREAM), sep='\\n')",
+                status=None)
+    if found.count("('127.0.0.1', 1)") != 2:
+        raise Skip(f"no name has an address twice here: {found.strip()}")
+    port = free_port("127.0.0.1")
+    server = box.unstarted(f"disk={box.image()}", wrap=wrap,
+                           options=["--tcp", f"twice:{port}"])
+    server.start()
+    check_served(server, ("127.0.0.1", port))
+    eq(server.output().count(f"nbd://127.0.0.1:{port}/"), 1, "sockets")
 
 
 @case
