@@ -160,9 +160,8 @@ int co_close(int fd)
 {
     bool home = io_begin("co_close", fd);
     IoFd *entry = io_fd_get(fd);
+    OsFileStatus status;
     uint32_t known = 0;
-    OsFileKind kind;
-    uint64_t serial;
     int ret;
 
     if (!entry) {
@@ -173,8 +172,9 @@ int co_close(int fd)
     if (ret < 0) {
         return ret;
     }
-    if (known == 0 && os_file_kind(fd, &kind, &serial) == 0) {
-        known = IO_KIND(kind);
+    /* Whether a file is in memory is not asked for that: it may block. */
+    if (known == 0 && os_file_status(fd, &status) == 0) {
+        known = IO_KIND(status.kind);
     }
     if (!home || known != IO_KIND(OS_FILE_REGULAR)) {
         return io_fd_close(entry, fd);

@@ -51,7 +51,8 @@ typedef struct IoFd {
     bool closing;        /* both locks: co_close() is under way */
     uint32_t facts;      /* atomic; IO_KIND..., IO_NO_... */
     uint32_t transfers;  /* atomic; since the facts were checked; a hint */
-    uint64_t serial;     /* atomic; of the file, when they were */
+    uint64_t serial;     /* atomic; of the file, when they were, and whether
+                            that is in memory */
     uint64_t seen;       /* atomic; AioContext.pass in which it was a file;
                             a hint */
 

@@ -129,7 +129,7 @@ IoFd *io_fd_get(int fd)
  * O_DSYNC lets go of it before it waits for the device, and those of a block
  * device have no such lock.
  */
-static uint32_t facts_of_open_file(int fd)
+static uint32_t facts_of_open_file(int fd, bool device)
 {
     int flags = os_file_flags(fd);
     uint32_t facts = 0;
@@ -146,21 +146,49 @@ static uint32_t facts_of_open_file(int fd)
         facts |= IO_NO_NOWAIT_WRITE;
     }
     if (!(facts & IO_NO_NOWAIT_WRITE) && (flags & O_ACCMODE) != O_RDONLY &&
-        !os_file_is_device(fd)) {
+        !device) {
         facts |= IO_WRITES_EXCLUDE;
     }
     return facts;
 }
 
+/*
+ * What no two serials differ by alone.  It is noted there, and not taken from
+ * the kind in the facts, as those are stored apart: another thread, which
+ * checks what the number was before, may leave its facts with our serial.
+ */
+#define SERIAL_IN_MEMORY (UINT64_C(1) << 63)
+
+/*
+ * The serial to note, with SERIAL_IN_MEMORY.  What that says is true as long as
+ * the file is open: the kernel is not asked again about the same one.
+ */
+static uint64_t serial_of(const IoFd *entry, int fd, const OsFileStatus *status)
+{
+    uint64_t serial = status->serial & ~SERIAL_IN_MEMORY;
+    uint64_t noted = load_relaxed(&entry->serial);
+    uint32_t kind = io_fd_kind(entry);
+
+    if (!status->may_be_memory) {
+        return serial;
+    }
+    if ((kind == IO_KIND(OS_FILE_REGULAR) || kind == IO_KIND(OS_FILE_MEMORY)) &&
+        (noted & ~SERIAL_IN_MEMORY) == serial) {
+        return noted;
+    }
+    return os_file_in_memory(fd) ? serial | SERIAL_IN_MEMORY : serial;
+}
+
 int io_fd_check(int fd, IoFd **out, OsFileKind *kind)
 {
+    OsFileStatus status;
     IoFd *entry;
     uint64_t serial;
     uint32_t facts;
     int ret;
 
     do {
-        ret = os_file_kind(fd, kind, &serial);
+        ret = os_file_status(fd, &status);
     } while (ret == -EINTR); /* file systems in user space may say that */
     if (ret < 0) {
         return ret;
@@ -169,13 +197,15 @@ int io_fd_check(int fd, IoFd **out, OsFileKind *kind)
     if (!entry) {
         return -ENOMEM;
     }
+    serial = serial_of(entry, fd, &status);
+    *kind = serial & SERIAL_IN_MEMORY ? OS_FILE_MEMORY : status.kind;
     facts = load_relaxed(&entry->facts);
     if ((facts & IO_KIND_MASK) != IO_KIND(*kind) ||
         load_relaxed(&entry->serial) != serial ||
         load_relaxed(&entry->transfers) >= IO_CHECK_INTERVAL) {
         facts = IO_KIND(*kind);
         if (*kind == OS_FILE_REGULAR) {
-            facts |= facts_of_open_file(fd);
+            facts |= facts_of_open_file(fd, status.device);
         }
         store_relaxed(&entry->facts, facts);
         store_relaxed(&entry->serial, serial);

@@ -19,6 +19,7 @@
 #include <fcntl.h>
 #include <linux/magic.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -224,7 +225,7 @@ int os_close(int fd)
     return result;
 }
 
-static bool in_memory(int fd)
+bool os_file_in_memory(int fd)
 {
     struct statfs fs;
 
@@ -243,46 +244,65 @@ static bool in_memory(int fd)
     }
 }
 
-/* Returns 0 or -errno. */
-static int get_status(int fd, struct stat *st)
+/*
+ * None of it changes while the file is open: what was known then will do.
+ * Without DONT_SYNC, NFS asks the server.
+ */
+static bool look_without_sync(int fd, struct stat *st)
 {
-    int error = os_fault("fstat");
+    const unsigned wanted = STATX_TYPE | STATX_INO;
+    struct statx stx;
+
+    if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, wanted, &stx) ||
+        (stx.stx_mask & wanted) != wanted) {
+        return false;
+    }
+    st->st_mode = stx.stx_mode;
+    st->st_ino = stx.stx_ino;
+    st->st_dev = makedev(stx.stx_dev_major, stx.stx_dev_minor);
+    return true;
+}
+
+/* The type, the inode and the device of fd.  Returns 0 or -errno. */
+static int look_at(int fd, struct stat *st)
+{
+    int error = os_fault("statx");
 
     os_count(OS_COUNT_SYSCALLS);
     if (error) {
         return -error;
     }
+    if (look_without_sync(fd, st)) {
+        return 0;
+    }
+    /* Old kernels have no such call, and old sandboxes forbid it. */
+    os_count(OS_COUNT_SYSCALLS);
     return fstat(fd, st) ? -errno : 0;
 }
 
-int os_file_kind(int fd, OsFileKind *kind, uint64_t *serial)
+static OsFileKind kind_of(mode_t mode)
+{
+    if (S_ISREG(mode) || S_ISBLK(mode) || S_ISDIR(mode)) {
+        return OS_FILE_REGULAR;
+    }
+    return S_ISSOCK(mode) ? OS_FILE_SOCKET : OS_FILE_STREAM;
+}
+
+int os_file_status(int fd, OsFileStatus *status)
 {
     struct stat st;
-    int ret = get_status(fd, &st);
+    int ret = look_at(fd, &st);
 
     if (ret < 0) {
         return ret;
     }
-    if (S_ISREG(st.st_mode)) {
-        *kind = in_memory(fd) ? OS_FILE_MEMORY : OS_FILE_REGULAR;
-    } else if (S_ISBLK(st.st_mode) || S_ISDIR(st.st_mode)) {
-        *kind = OS_FILE_REGULAR;
-    } else if (S_ISSOCK(st.st_mode)) {
-        *kind = OS_FILE_SOCKET;
-    } else {
-        *kind = OS_FILE_STREAM;
-    }
-    *serial = ((uint64_t)st.st_dev << 32 | (uint64_t)st.st_dev >> 32) ^
-              (uint64_t)st.st_ino * UINT64_C(0x9e3779b97f4a7c15) ^
-              (st.st_mode & S_IFMT);
+    status->kind = kind_of(st.st_mode);
+    status->may_be_memory = S_ISREG(st.st_mode) && major(st.st_dev) == 0;
+    status->device = S_ISBLK(st.st_mode);
+    status->serial = ((uint64_t)st.st_dev << 32 | (uint64_t)st.st_dev >> 32) ^
+                     (uint64_t)st.st_ino * UINT64_C(0x9e3779b97f4a7c15) ^
+                     (st.st_mode & S_IFMT);
     return 0;
-}
-
-bool os_file_is_device(int fd)
-{
-    struct stat st;
-
-    return get_status(fd, &st) == 0 && S_ISBLK(st.st_mode);
 }
 
 int os_file_flags(int fd)

@@ -48,20 +48,30 @@ int os_close(int fd);
 
 typedef enum OsFileKind {
     OS_FILE_REGULAR, /* a file on a disk: can block, has no readiness */
-    OS_FILE_MEMORY,  /* a file on tmpfs or ramfs */
+    OS_FILE_MEMORY,  /* a file on tmpfs, ramfs or hugetlbfs */
     OS_FILE_SOCKET,
     OS_FILE_STREAM, /* a pipe, terminal, ...: has readiness */
 } OsFileKind;
 
-/*
- * What fd is; one in memory counts as regular where the kernel does not say.
- * Also *serial, which differs between files that the number fd stood for at
- * different times (device and inode, mixed).  Returns 0 or -errno.
- */
-int os_file_kind(int fd, OsFileKind *kind, uint64_t *serial);
+typedef struct OsFileStatus {
+    OsFileKind kind;    /* OS_FILE_REGULAR if it is in memory, too */
+    bool may_be_memory; /* ask os_file_in_memory(): its file system is on no
+                           device */
+    bool device;        /* a block device */
+    uint64_t serial;    /* differs between files that the number fd stood for
+                           at different times: device, inode, type, mixed */
+} OsFileStatus;
 
-/* Whether fd is known to be a block device. */
-bool os_file_is_device(int fd);
+/*
+ * What fd is, by what this machine knows of it: no server is asked, and nothing
+ * is written back.  (fstat(2) may do both, and is asked where statx(2) cannot
+ * be.)  Returns 0 or -errno.
+ */
+int os_file_status(int fd, OsFileStatus *status);
+
+/* Whether fd, a file, is known to be on tmpfs or the like.  A server may be
+ * asked for that, which blocks until it answers. */
+bool os_file_in_memory(int fd);
 
 /* 1 if O_NONBLOCK is set on fd, 0 if it is not; or -errno. */
 int os_file_nonblocking(int fd);

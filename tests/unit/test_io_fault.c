@@ -100,7 +100,7 @@ static void play_all(const Play *play, const char *engine)
         "readv",          "writev",      "preadv",     "pwritev",
         "recv",           "send",        "recvmsg",    "sendmsg",
         "accept",         "connect",     "fsync",      "fdatasync",
-        "fallocate",      "fstat",       "close",      "poll",
+        "fallocate",      "statx",       "close",      "poll",
         "event_set",      "event_drain", "futex_wait", "epoll_wait",
         "io_uring_enter",
     };

@@ -21,7 +21,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #define HALF_COLD (2 << 20)
@@ -108,12 +110,9 @@ static int temporary(const char *folder, int flags)
 
 static int on_disk(void)
 {
-    OsFileKind kind;
-    uint64_t serial;
     int fd = temporary("/var/tmp", 0);
 
-    CHECK_EQ(os_file_kind(fd, &kind, &serial), 0);
-    if (kind != OS_FILE_REGULAR) {
+    if (os_file_in_memory(fd)) {
         SKIP("/var/tmp is in memory");
     }
     return fd;
@@ -367,7 +366,7 @@ TEST(asking_what_a_file_is_may_be_interrupted)
     char buf[64] = "";
     int fd = on_disk();
 
-    os_fault_arm(1, EINTR, "fstat");
+    os_fault_arm(1, EINTR, "statx");
     CHECK_EQ(do_op(ctx, PWRITE, fd, buf, sizeof(buf), 0), sizeof(buf));
     CHECK(os_fault_fired());
     close(fd);
@@ -721,6 +720,72 @@ TEST(facts_do_not_stay_wrong_for_ever)
     CHECK_EQ(io_fd_kind(io_fd_find(fd)), IO_KIND(OS_FILE_MEMORY));
     close(fd);
     go_end(ctx);
+}
+
+/* Whether a look at what fd is asks its file system, and what comes of it. */
+static bool asks_file_system(int fd, OsFileKind *kind)
+{
+    IoFd *entry;
+
+    os_fault_arm(1, EIO, "fstatfs");
+    CHECK_EQ(io_fd_check(fd, &entry, kind), 0);
+    return os_fault_fired();
+}
+
+/*
+ * That is a request to the server, of some: it was made once in a pass, and
+ * with each fsync.
+ */
+TEST(a_file_system_is_asked_once)
+{
+    AioContext *ctx = go_begin(NULL);
+    int unknown = in_memory(), fd = in_memory();
+    char buf[16] = "";
+    OsFileKind kind;
+    IoFd *entry;
+
+    /* What is not known may block. */
+    CHECK(asks_file_system(unknown, &kind));
+    CHECK_EQ(kind, OS_FILE_REGULAR);
+    CHECK(!asks_file_system(unknown, &kind));
+    CHECK_EQ(kind, OS_FILE_REGULAR);
+
+    CHECK_EQ(io_fd_check(fd, &entry, &kind), 0);
+    CHECK_EQ(kind, OS_FILE_MEMORY);
+    CHECK(!asks_file_system(fd, &kind));
+    CHECK_EQ(kind, OS_FILE_MEMORY);
+
+    /* Nor when the facts are checked again. */
+    os_fault_arm(1, EIO, "fstatfs");
+    for (int i = 0; i < 2 * IO_CHECK_INTERVAL; i++) {
+        CHECK_EQ(do_op(ctx, PWRITE, fd, buf, 16, 0), 16);
+    }
+    CHECK_EQ(do_op(ctx, FSYNC, fd, NULL, 0, 0), 0);
+    CHECK(!os_fault_fired());
+    CHECK_EQ(io_fd_kind(entry), IO_KIND(OS_FILE_MEMORY));
+
+    /* Another file is asked about, also if it gets the number of one. */
+    replace(fd, in_memory());
+    CHECK(asks_file_system(fd, &kind));
+    close(unknown);
+    close(fd);
+    go_end(ctx);
+}
+
+/* What is on a device is not in memory: that need not be asked. */
+TEST(a_file_system_on_a_device_is_not_asked)
+{
+    int fd = temporary("/var/tmp", 0);
+    struct stat st;
+    OsFileKind kind;
+
+    CHECK_EQ(fstat(fd, &st), 0);
+    if (major(st.st_dev) == 0) {
+        SKIP("/var/tmp is on no device");
+    }
+    CHECK(!asks_file_system(fd, &kind));
+    CHECK_EQ(kind, OS_FILE_REGULAR);
+    close(fd);
 }
 
 /* --- many, failures, no home ----------------------------------------------*/

@@ -3,10 +3,12 @@
  * The system calls of I/O: results, what never blocks, what is never raised or
  * changed, what a file is, and that each call fails and is recorded on demand.
  */
+#include "base/compiler.h"
 #include "harness.h"
 #include "os/fault.h"
 #include "os/file.h"
 #include "os/memory.h"
+#include "seccomp.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -14,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -82,8 +85,7 @@ TEST(errors_are_negative)
     struct iovec iov = {NULL, 0};
     struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
     struct sockaddr address = {.sa_family = AF_UNIX};
-    OsFileKind kind;
-    uint64_t serial;
+    OsFileStatus status;
 
     CHECK_EQ(os_read(-1, NULL, 0), -EBADF);
     CHECK_EQ(os_write(-1, "", 1), -EBADF);
@@ -106,7 +108,7 @@ TEST(errors_are_negative)
     CHECK_EQ(os_fdatasync(-1), -EBADF);
     CHECK_EQ(os_fallocate(-1, 0, 0, 1), -EBADF);
     CHECK_EQ(os_close(-1), -EBADF);
-    CHECK_EQ(os_file_kind(-1, &kind, &serial), -EBADF);
+    CHECK_EQ(os_file_status(-1, &status), -EBADF);
     CHECK_EQ(os_file_flags(-1), -EBADF);
     CHECK_EQ(os_file_nonblocking(-1), -EBADF);
     CHECK_EQ(os_socket_type(-1), -EBADF);
@@ -241,34 +243,106 @@ TEST(received_descriptors_are_closed_on_exec)
     close_pair(fds);
 }
 
-static OsFileKind kind_of(int fd, uint64_t *serial)
+static OsFileStatus status_of(int fd)
 {
-    OsFileKind kind;
+    OsFileStatus status;
 
-    CHECK_EQ(os_file_kind(fd, &kind, serial), 0);
-    return kind;
+    CHECK_EQ(os_file_status(fd, &status), 0);
+    return status;
+}
+
+static OsFileKind kind_of(int fd)
+{
+    return status_of(fd).kind;
+}
+
+static uint64_t serial_of(int fd)
+{
+    return status_of(fd).serial;
 }
 
 TEST(what_a_file_is)
 {
-    uint64_t serial;
     int fd = memory_file(), fds[2];
 
-    CHECK_EQ(kind_of(fd, &serial), OS_FILE_MEMORY);
+    CHECK_EQ(kind_of(fd), OS_FILE_REGULAR);
+    CHECK(status_of(fd).may_be_memory);
+    CHECK(os_file_in_memory(fd));
     CHECK_EQ(os_close(fd), 0);
     stream_pair(fds);
-    CHECK_EQ(kind_of(fds[0], &serial), OS_FILE_SOCKET);
+    CHECK_EQ(kind_of(fds[0]), OS_FILE_SOCKET);
+    CHECK(!status_of(fds[0]).may_be_memory);
     close_pair(fds);
     CHECK(pipe2(fds, O_CLOEXEC | O_NONBLOCK) == 0);
-    CHECK_EQ(kind_of(fds[0], &serial), OS_FILE_STREAM);
+    CHECK_EQ(kind_of(fds[0]), OS_FILE_STREAM);
     CHECK_EQ(os_file_nonblocking(fds[0]), 1);
     close_pair(fds);
     fd = open("/dev/null", O_RDWR | O_CLOEXEC);
-    CHECK_EQ(kind_of(fd, &serial), OS_FILE_STREAM);
+    CHECK_EQ(kind_of(fd), OS_FILE_STREAM);
     CHECK_EQ(os_close(fd), 0);
     fd = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
-    CHECK_EQ(kind_of(fd, &serial), OS_FILE_REGULAR);
+    CHECK_EQ(kind_of(fd), OS_FILE_REGULAR);
+    CHECK(status_of(fd).may_be_memory);
+    CHECK(!os_file_in_memory(fd));
     CHECK_EQ(os_close(fd), 0);
+    fd = open("/", O_RDONLY | O_CLOEXEC);
+    CHECK_EQ(kind_of(fd), OS_FILE_REGULAR);
+    CHECK(!status_of(fd).may_be_memory);
+    CHECK(!status_of(fd).device);
+    CHECK_EQ(os_close(fd), 0);
+}
+
+/* fstat(2) would have NFS write back what is dirty of the file. */
+TEST(what_a_file_is_is_asked_without_fstat)
+{
+    int fd = memory_file();
+    struct statx stx;
+    uint64_t calls;
+
+    if (statx(fd, "", AT_EMPTY_PATH, STATX_TYPE, &stx)) {
+        SKIP("no statx here");
+    }
+    calls = os_counter(OS_COUNT_SYSCALLS);
+    CHECK_EQ(kind_of(fd), OS_FILE_REGULAR);
+    CHECK_EQ(os_counter(OS_COUNT_SYSCALLS) - calls, 1);
+    CHECK_EQ(os_close(fd), 0);
+}
+
+/* As on an old kernel, and in an old sandbox: fstat(2) says the same. */
+static void what_a_file_is_without_statx(int error)
+{
+    int fds[] = {memory_file(), disk_file(),
+                 open("/dev/null", O_RDWR | O_CLOEXEC)};
+    OsFileStatus before[ARRAY_SIZE(fds)], after;
+    uint64_t calls;
+
+    for (unsigned i = 0; i < ARRAY_SIZE(fds); i++) {
+        before[i] = status_of(fds[i]);
+    }
+    if (seccomp_refuse(SYS_statx, error)) {
+        SKIP("no seccomp here");
+    }
+    for (unsigned i = 0; i < ARRAY_SIZE(fds); i++) {
+        after = status_of(fds[i]);
+        CHECK_EQ(after.kind, before[i].kind);
+        CHECK_EQ(after.may_be_memory, before[i].may_be_memory);
+        CHECK_EQ(after.device, before[i].device);
+        CHECK_EQ(after.serial, before[i].serial);
+        CHECK_EQ(os_close(fds[i]), 0);
+    }
+    calls = os_counter(OS_COUNT_SYSCALLS);
+    CHECK_EQ(os_file_status(-1, &after), -EBADF);
+    CHECK_EQ(os_counter(OS_COUNT_SYSCALLS) - calls, 2);
+}
+
+TEST(what_a_file_is_where_statx_is_forbidden)
+{
+    what_a_file_is_without_statx(EPERM);
+}
+
+TEST(what_a_file_is_where_statx_is_not_known)
+{
+    what_a_file_is_without_statx(ENOSYS);
 }
 
 TEST(flags_and_types)
@@ -289,17 +363,16 @@ TEST(flags_and_types)
 
 TEST(a_number_that_stands_for_another_file_is_noticed)
 {
-    uint64_t first, again, second, other;
+    uint64_t first, second, other;
     int fds[2], fd = memory_file(), number = fd;
 
-    kind_of(fd, &first);
-    kind_of(fd, &again);
-    CHECK_EQ(first, again);
+    first = serial_of(fd);
+    CHECK_EQ(first, serial_of(fd));
     CHECK_EQ(os_close(fd), 0);
     stream_pair(fds);
     CHECK_EQ(fds[0], number);
-    kind_of(fds[0], &second);
-    kind_of(fds[1], &other);
+    second = serial_of(fds[0]);
+    other = serial_of(fds[1]);
     CHECK(second != first);
     CHECK(other != second);
     close_pair(fds);
@@ -357,21 +430,17 @@ TEST(a_close_that_fails_has_closed)
 
 TEST(what_a_file_is_may_fail)
 {
-    OsFileKind kind = OS_FILE_SOCKET;
-    uint64_t serial;
+    OsFileStatus status = {.kind = OS_FILE_SOCKET};
     int fd = memory_file();
 
-    os_fault_arm(1, EIO, "fstat");
-    CHECK_EQ(os_file_kind(fd, &kind, &serial), -EIO);
-    CHECK_EQ(kind, OS_FILE_SOCKET);
-    os_fault_arm(1, EIO, "fstat");
-    CHECK(!os_file_is_device(fd));
-    CHECK(os_fault_fired());
+    os_fault_arm(1, EIO, "statx");
+    CHECK_EQ(os_file_status(fd, &status), -EIO);
+    CHECK_EQ(status.kind, OS_FILE_SOCKET);
     /* Then it counts as one that may block, which is slower. */
     os_fault_arm(1, EIO, "fstatfs");
-    CHECK_EQ(kind_of(fd, &serial), OS_FILE_REGULAR);
+    CHECK(!os_file_in_memory(fd));
     CHECK(os_fault_fired());
-    CHECK_EQ(kind_of(fd, &serial), OS_FILE_MEMORY);
+    CHECK(os_file_in_memory(fd));
     os_fault_arm(1, EACCES, "fcntl");
     CHECK_EQ(os_file_flags(fd), -EACCES);
     os_fault_arm(1, EACCES, "fcntl");

@@ -381,10 +381,12 @@ bool os_uring_take(OsUring *ring, OsUringEvent *event)
 
 /* --- os/file.h, as far as io/registry.c knows it --------------------------*/
 
-int os_file_kind(int fd, OsFileKind *kind, uint64_t *serial)
+int os_file_status(int fd, OsFileStatus *status)
 {
-    *kind = OS_FILE_SOCKET;
-    *serial = explore_fd_file(fd);
+    *status = (OsFileStatus){
+        .kind = OS_FILE_SOCKET,
+        .serial = explore_fd_file(fd),
+    };
     return 0;
 }
 
@@ -394,7 +396,7 @@ int os_file_flags(int fd)
     return 0;
 }
 
-bool os_file_is_device(int fd)
+bool os_file_in_memory(int fd)
 {
     (void)fd;
     return false;
