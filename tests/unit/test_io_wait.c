@@ -14,7 +14,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 typedef struct Look {
@@ -291,6 +293,95 @@ TEST(sleeping_without_a_home_blocks)
 
     go(snooze, &s);
     CHECK(s.done);
+}
+
+/* --- signals --------------------------------------------------------------*/
+
+#define TICK_US    2000
+#define TICKS_MOST 500 /* then there are no more */
+
+static volatile sig_atomic_t ticks;
+static volatile sig_atomic_t write_after; /* so many: 0 is never */
+static volatile sig_atomic_t write_to;
+
+static void set_ticks(int us)
+{
+    const struct itimerval timer = {{0, us}, {0, us}};
+
+    CHECK_EQ(setitimer(ITIMER_REAL, &timer, NULL), 0);
+}
+
+static void tick(int signal)
+{
+    (void)signal;
+    ticks = ticks + 1;
+    if (ticks == write_after) {
+        CHECK_EQ(write(write_to, "x", 1), 1);
+    }
+    if (ticks == TICKS_MOST) {
+        set_ticks(0);
+    }
+}
+
+static void begin_ticks(void)
+{
+    const struct sigaction action = {.sa_handler = tick};
+
+    CHECK_EQ(sigaction(SIGALRM, &action, NULL), 0);
+    ticks = 0;
+    set_ticks(TICK_US);
+}
+
+/* Each signal began the time anew: it ended when there were no more. */
+TEST(a_sleep_without_a_home_ends_under_signals)
+{
+    unsigned order = 0;
+    Sleeper s = {.ns = 20000000, .order = &order};
+
+    begin_ticks();
+    go(snooze, &s);
+    CHECK(s.done);
+    CHECK(ticks < TICKS_MOST);
+    set_ticks(0);
+}
+
+TEST(looking_without_a_home_ends_under_signals)
+{
+    Look l = {.events = POLLIN, .timeout_ns = 20000000};
+    int fds[2];
+
+    pair(fds);
+    l.fd = fds[0];
+    begin_ticks();
+    go(look, &l);
+    CHECK_EQ(l.result, -ETIMEDOUT);
+    CHECK(ticks < TICKS_MOST);
+    set_ticks(0);
+    close(fds[0]);
+    close(fds[1]);
+}
+
+/* Nor do they end what has no end, or one beyond all times. */
+TEST(looking_without_a_home_goes_on_after_signals)
+{
+    static const int64_t timeouts[] = {-1, INT64_MAX};
+    int fds[2];
+
+    for (int i = 0; i < 2; i++) {
+        Look l = {.events = POLLIN, .timeout_ns = timeouts[i]};
+
+        pair(fds);
+        l.fd = fds[0];
+        write_to = fds[1];
+        write_after = 5;
+        begin_ticks();
+        go(look, &l);
+        set_ticks(0);
+        CHECK_EQ(l.result, POLLIN);
+        CHECK(ticks >= 5);
+        close(fds[0]);
+        close(fds[1]);
+    }
 }
 
 /* --- workers --------------------------------------------------------------*/
