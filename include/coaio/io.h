@@ -3,7 +3,9 @@
  * I/O that suspends the calling coroutine, not its thread.
  *
  * Results are those of the POSIX calls of the same names, short counts
- * included, with errors as negative errno values; never -EINTR or -EAGAIN.
+ * included, with errors as negative errno values; never -EINTR, and -EAGAIN
+ * only where a call says so that was made to wait: a co_connect() for which
+ * SO_SNDTIMEO was too short, a device asked at an offset that has O_NONBLOCK.
  * Besides, any of them may return
  *
  *   -ECANCELED  co_close() ended the wait
@@ -12,7 +14,7 @@
  * Sends never raise SIGPIPE, nor does co_write() on a socket; on a pipe without
  * readers it does, as write(2).  File descriptors that are opened here are
  * close-on-exec.  O_NONBLOCK of a descriptor is never changed, and does not
- * matter: a blocking descriptor works as well.
+ * matter otherwise: a blocking descriptor works as well.
  *
  * One coroutine reads and one writes at a time on a descriptor that has
  * readiness (a socket, a pipe); a second one waits its turn, in order.  Files

@@ -150,11 +150,29 @@ ssize_t co_pwritev(int fd, const struct iovec *iov, int iovcnt, off_t offset)
 
 /* --- closing --------------------------------------------------------------*/
 
+typedef struct CloseCall {
+    int fd;
+    bool called; /* the worker's, until it has ended */
+} CloseCall;
+
 static ssize_t call_close(void *arg)
 {
-    const int *fd = arg;
+    CloseCall *call = arg;
 
-    return os_close(*fd);
+    call->called = true;
+    return os_close(call->fd);
+}
+
+/*
+ * In a worker; without one, here.  Which of them it was is not to be seen from
+ * an error: once close(2) was called, the number may be another's.
+ */
+static int coroutine_fn close_in_worker(int fd)
+{
+    CloseCall call = {.fd = fd};
+    ssize_t result = io_run_in_worker(NULL, call_close, &call, "co_close");
+
+    return call.called ? (int)result : os_close(fd);
 }
 
 int co_close(int fd)
@@ -181,8 +199,7 @@ int co_close(int fd)
         return io_fd_close(entry, fd);
     }
     io_fd_reopen(entry);
-    ret = (int)io_run_in_worker(NULL, call_close, &fd, "co_close");
-    return ret == -ENOMEM ? os_close(fd) : ret;
+    return close_in_worker(fd);
 }
 
 /* --- readiness ------------------------------------------------------------*/

@@ -167,7 +167,7 @@ struct IoCall {
     ssize_t (*went)(IoCall *call, ssize_t result);
 };
 
-/* The result is never -EAGAIN or -EINTR. */
+/* The result is never -EINTR; -EAGAIN only if it is that of block. */
 ssize_t coroutine_fn io_transfer(IoCall *call);
 
 /* --- job.c: workers ------------------------------------------------------- */
@@ -176,8 +176,8 @@ typedef ssize_t IoBlocking(void *arg);
 
 /*
  * Call fn(arg), which works on entry (NULL: on no descriptor), in a worker.
- * Without a home: here.  Returns what it returned; -ECANCELED if it had not
- * begun, or -ENOMEM.
+ * Without a home: here.  Returns what it returned; or, if it was not called,
+ * -ECANCELED or -ENOMEM.  To tell these apart is for fn, if need be.
  */
 ssize_t coroutine_fn io_run_in_worker(IoFd *entry, IoBlocking *fn, void *arg,
                                       const char *what);

@@ -204,7 +204,8 @@ static ssize_t coroutine_fn run(IoFd *entry, const IoTurn *turn,
         return fn(arg);
     }
     result = job_make(&job, turn, what);
-    return result == -EAGAIN ? -ENOMEM : result;
+    /* No worker; one that has begun says what fn says. */
+    return result == -EAGAIN && !job.begun ? -ENOMEM : result;
 }
 
 ssize_t io_run_in_worker(IoFd *entry, IoBlocking *fn, void *arg,

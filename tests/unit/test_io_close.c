@@ -10,6 +10,7 @@
 #include "io/io_int.h"
 #include "loop/wait.h"
 #include "loopthread.h"
+#include "os/fault.h"
 
 #include <coaio/io.h>
 #include <coaio/wake.h>
@@ -383,6 +384,65 @@ ON_EACH_ENGINE(closing_waits_for_what_a_worker_has_begun)
     go_until(ctx, &job.done);
     CHECK_EQ(job.result, 7);
     CHECK_EQ(fcntl(fd, F_GETFD), -1);
+    go_end(ctx);
+}
+
+static int closes_of;   /* this number */
+static unsigned closes; /* atomic */
+
+static void record_closes(const OsRecord *r)
+{
+    if (r->begin && r->fd == closes_of && strcmp(r->call, "close") == 0) {
+        fetch_add_relaxed(&closes, 1u);
+    }
+}
+
+/* A file that a worker is to close. */
+static int slow_file(void)
+{
+    int fd = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
+
+    CHECK(fd >= 0);
+    closes_of = fd;
+    store_relaxed(&closes, 0);
+    os_set_recorder(record_closes);
+    return fd;
+}
+
+/*
+ * What close(2) said was taken for the want of a worker, and the number closed
+ * again, which another file may have by then.
+ */
+ON_EACH_ENGINE(a_close_that_fails_is_not_made_again)
+{
+    static const int errors[] = {ENOMEM, EAGAIN, EIO};
+    AioContext *ctx = go_begin(engine);
+
+    for (unsigned i = 0; i < ARRAY_SIZE(errors); i++) {
+        int fd = slow_file();
+
+        os_fault_arm(1, errors[i], "close");
+        CHECK_EQ(do_close(ctx, fd), -errors[i]);
+        CHECK(os_fault_fired());
+        CHECK_EQ(load_relaxed(&closes), 1);
+        CHECK(worker_thread_count() > 0);
+        CHECK_EQ(fcntl(fd, F_GETFD), -1);
+    }
+    os_set_recorder(NULL);
+    go_end(ctx);
+}
+
+ON_EACH_ENGINE(without_a_worker_closing_closes)
+{
+    AioContext *ctx = go_begin(engine);
+    int fd = slow_file();
+
+    os_fault_arm(1, EAGAIN, "thread");
+    CHECK_EQ(do_close(ctx, fd), 0);
+    CHECK(os_fault_fired());
+    CHECK_EQ(load_relaxed(&closes), 1);
+    CHECK_EQ(fcntl(fd, F_GETFD), -1);
+    os_set_recorder(NULL);
     go_end(ctx);
 }
 

@@ -855,6 +855,41 @@ TEST(failures_of_the_kernel_are_passed_on)
     go_end(ctx);
 }
 
+/* It was taken for the want of a worker, and called ENOMEM. */
+TEST(what_a_file_says_in_a_worker_is_passed_on)
+{
+    AioContext *ctx = go_begin("epoll");
+    char buf[64] = "";
+    int fd = on_disk();
+    OsFileKind kind;
+    IoFd *entry;
+
+    CHECK_EQ(write(fd, buf, sizeof(buf)), sizeof(buf));
+    CHECK_EQ(io_fd_check(fd, &entry, &kind), 0);
+    io_fd_learn(entry, IO_NO_NOWAIT_READ | IO_NO_NOWAIT_WRITE);
+    os_fault_arm(1, EAGAIN, "preadv");
+    CHECK_EQ(do_op(ctx, PREAD, fd, buf, sizeof(buf), 0), -EAGAIN);
+    os_fault_arm(1, EAGAIN, "pwritev");
+    CHECK_EQ(do_op(ctx, PWRITE, fd, buf, sizeof(buf), 0), -EAGAIN);
+    os_fault_arm(1, EAGAIN, "fsync");
+    CHECK_EQ(do_op(ctx, FSYNC, fd, NULL, 0, 0), -EAGAIN);
+    close(fd);
+    go_end(ctx);
+}
+
+TEST(no_worker_is_no_memory)
+{
+    AioContext *ctx = go_begin("epoll");
+    int fd = on_disk();
+
+    os_fault_arm(1, EAGAIN, "thread");
+    CHECK_EQ(do_op(ctx, FSYNC, fd, NULL, 0, 0), -ENOMEM);
+    CHECK(os_fault_fired());
+    CHECK_EQ(do_op(ctx, FSYNC, fd, NULL, 0, 0), 0);
+    close(fd);
+    go_end(ctx);
+}
+
 TEST(without_a_home_the_thread_does_it)
 {
     char buf[16] = "homeless";
