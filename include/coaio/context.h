@@ -94,12 +94,13 @@ COAIO_API void aio_context_unref(AioContext *ctx);
 /**
  * Bind ctx to the calling thread.  Nothing happens if it is bound to it
  * already.  Aborts if it is bound to another thread, or if this thread has
- * another context.
+ * another context, or is in a pass of one whose last reference has gone.
  */
 COAIO_API void aio_context_attach(AioContext *ctx);
 
 /**
- * The context that is bound to the calling thread, or NULL.  Borrowed.
+ * The context that is bound to the calling thread, or NULL; also NULL when the
+ * last reference to it has gone, be it in a pass that is on.  Borrowed.
  */
 COAIO_API AioContext *aio_context_current(void);
 

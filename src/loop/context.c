@@ -108,6 +108,7 @@ void context_leave_pass(AioContext *ctx)
 {
     if (--ctx->depth == 0 && unlikely(load_relaxed(&ctx->home.closed))) {
         MARK("context: it was closed in a pass");
+        invariant(context_is_home(ctx, os_thread()));
         unbind(os_thread());
         context_reap();
     }
@@ -341,6 +342,13 @@ static COLD void check_may_attach(AioContext *ctx, OsThread *thread)
                context_label(ctx, &label),
                coroutine_label(thread->current, &other));
     }
+    if (thread->context && thread->context->depth > 0 &&
+        load_relaxed(&thread->context->home.closed)) {
+        misuse("aio_context_attach: the last reference to %s has gone, but a "
+               "pass of it is on: attach %s when that is over",
+               context_label(thread->context, &other),
+               context_label(ctx, &label));
+    }
     if (thread->context) {
         misuse("aio_context_attach: this thread has %s already, and cannot "
                "poll %s",
@@ -371,18 +379,32 @@ void aio_context_attach(AioContext *ctx)
     thread->context = ctx;
 }
 
+/*
+ * The calling thread's context was closed, so it has none.  A pass that is on
+ * needs the memory still, and lets go by itself: context_leave_pass().
+ */
+static COLD void forget_closed(OsThread *thread)
+{
+    if (thread->context->depth > 0) {
+        MARK("context: a pass asks for its own, which was closed in it");
+        return;
+    }
+    MARK("context: a thread finds that its own was closed elsewhere");
+    unbind(thread);
+    context_reap();
+}
+
 AioContext *aio_context_current(void)
 {
     OsThread *thread = os_thread();
+    AioContext *ctx = thread->context;
 
     os_check_fork("aio_context_current");
-    if (thread->context &&
-        unlikely(load_acquire(&thread->context->home.closed))) {
-        MARK("context: a thread finds that its own was closed elsewhere");
-        unbind(thread);
-        context_reap();
+    if (ctx && unlikely(load_acquire(&ctx->home.closed))) {
+        forget_closed(thread);
+        return NULL;
     }
-    return thread->context;
+    return ctx;
 }
 
 AioContext *aio_context_main(void)

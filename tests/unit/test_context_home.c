@@ -14,6 +14,7 @@
 #include <coaio/context.h>
 #include <coaio/coroutine.h>
 #include <coaio/iothread.h>
+#include <coaio/wait.h>
 #include <coaio/wake.h>
 
 static void nothing(void *opaque)
@@ -172,6 +173,114 @@ TEST(a_context_may_go_before_its_thread)
     begin();
     run_in_thread(attach_and_unref, new_context());
     check_alive(0);
+}
+
+/* --- in the pass that closes it -------------------------------------------*/
+
+/*
+ * The pass that is on needs the memory until it is over.  Once it went when
+ * somebody asked in that pass for the thread's context, as several calls do.
+ */
+static void ask(void)
+{
+    CHECK(aio_context_current() == NULL);
+    check_alive(1);
+}
+
+static void unref_and_ask(void *ctx)
+{
+    aio_context_unref(ctx);
+    ask();
+}
+
+/* Nothing is left of it, and the thread may have another. */
+static void check_over(void)
+{
+    AioContext *next;
+
+    CHECK(aio_context_current() == NULL);
+    check_alive(0);
+    next = new_context();
+    aio_context_attach(next);
+    CHECK_EQ(aio_context_current(), next);
+    aio_context_unref(next);
+    check_alive(0);
+}
+
+TEST(asking_in_the_pass_that_closes_it_leaves_it_alone)
+{
+    AioContext *ctx;
+
+    begin();
+    ctx = new_context();
+    aio_bh_schedule_oneshot(ctx, unref_and_ask, ctx);
+    CHECK(aio_poll(ctx, true));
+    check_over();
+}
+
+static void poll_nested_and_ask(void *ctx)
+{
+    poll_nested(ctx);
+    ask();
+}
+
+TEST(so_does_asking_when_a_nested_pass_has_closed_it)
+{
+    AioContext *ctx;
+
+    begin();
+    ctx = new_context();
+    aio_bh_schedule_oneshot(ctx, poll_nested_and_ask, ctx);
+    aio_bh_schedule_oneshot(ctx, unref_and_ask, ctx);
+    CHECK(aio_poll(ctx, true));
+    check_over();
+}
+
+static void unref_and_create(void *ctx)
+{
+    Coroutine *co[2];
+
+    aio_context_unref(ctx);
+    co[0] = coroutine_create(nothing, NULL);
+    CHECK_EQ(coroutine_create_full(&co[1], nothing, NULL, NULL), 0);
+    for (int i = 0; i < 2; i++) {
+        CHECK(coroutine_context(co[i]) == NULL);
+        coroutine_delete(co[i]);
+    }
+    check_alive(1);
+}
+
+TEST(a_coroutine_made_in_the_pass_that_closes_it_has_no_home)
+{
+    AioContext *ctx;
+
+    begin();
+    ctx = new_context();
+    aio_bh_schedule_oneshot(ctx, unref_and_create, ctx);
+    CHECK(aio_poll(ctx, true));
+    check_over();
+}
+
+static LoopThread helper;
+
+static void unref_and_wait(void *ctx)
+{
+    aio_context_unref(ctx);
+    aio_wait_bh_oneshot(helper.ctx, nothing, NULL);
+    check_alive(1);
+}
+
+TEST(waiting_in_the_pass_that_closes_it_polls_it_no_more)
+{
+    AioContext *ctx;
+
+    loop_thread_start(&helper, "helper");
+    begin();
+    ctx = new_context();
+    aio_bh_schedule_oneshot(ctx, unref_and_wait, ctx);
+    CHECK(aio_poll(ctx, true));
+    check_over();
+    loop_thread_stop(&helper);
 }
 
 /* --- wakers ---------------------------------------------------------------*/

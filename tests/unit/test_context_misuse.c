@@ -211,4 +211,22 @@ TEST_ABORTS(polling_in_a_pass_that_has_dropped_the_last,
     aio_poll(ctx, true);
 }
 
+static void unref_and_attach_other(void *ctx)
+{
+    aio_context_unref(ctx);
+    aio_context_attach(new_named("next"));
+}
+
+/* The thread is not free for another while the pass of its own is on. */
+TEST_ABORTS(attaching_another_in_a_pass_that_has_dropped_the_last,
+            "^coaio: aio_context_attach: the last reference to context "
+            "\"gone\" has gone, but a pass of it is on: attach context "
+            "\"next\" when that is over$")
+{
+    AioContext *ctx = new_named("gone");
+
+    aio_bh_schedule_oneshot(ctx, unref_and_attach_other, ctx);
+    aio_poll(ctx, true);
+}
+
 TEST_MAIN()
