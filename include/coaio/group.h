@@ -43,8 +43,8 @@ COAIO_API void co_group_init(CoGroup *group);
 
 /**
  * Start fn(opaque) in a coroutine of its own, in ctx (NULL: the caller's
- * current context).  It begins as aio_co_enter() says.  A negative result is
- * an error of the group; the first one counts.
+ * current context; aborts if there is none).  It begins as aio_co_enter() says.
+ * A negative result is an error of the group; the first one counts.
  *
  * Returns 0, or -ENOMEM, and then nothing was started.
  */

@@ -20,6 +20,7 @@
 
 #include "os/memory.h"
 
+#include <coaio/coroutine.h>
 #include <coaio/group.h>
 #include <coaio/wake.h>
 
@@ -102,17 +103,18 @@ int co_group_run(CoGroup *group, AioContext *ctx, CoGroupFunc *fn, void *opaque)
     int ret;
 
     os_check_fork("co_group_run");
+    ret = member_new(&co, group, fn, opaque);
+    if (ret < 0) {
+        return ret;
+    }
     if (!ctx) {
-        ctx = os_thread()->context;
+        /* Where it was born: asked for before, it might be gone by now. */
+        ctx = coroutine_context(co);
     }
     if (!ctx) {
         misuse("co_group_run: CoGroup %p: this thread has no context, so one "
                "must be given",
                (void *)group);
-    }
-    ret = member_new(&co, group, fn, opaque);
-    if (ret < 0) {
-        return ret;
     }
     brief_lock(&group->lock_);
     group->running_++;

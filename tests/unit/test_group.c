@@ -4,6 +4,7 @@
  * context and across threads; failure to start; misuse.
  */
 #include "loops.h"
+#include "loopthread.h"
 
 #include "loop/wait.h"
 #include "os/fault.h"
@@ -341,6 +342,37 @@ TEST_ABORTS(run_without_any_context,
             "co_group_run: CoGroup 0x[0-9a-f]+: this thread has no context")
 {
     run(0, 0, false);
+}
+
+static void unref(void *ctx)
+{
+    aio_context_unref(ctx);
+}
+
+/* Nobody asks for the thread's context in between: it was freed once as the
+ * member was made, and the member then sent there. */
+TEST_ABORTS(run_where_another_thread_has_closed_the_context,
+            "^coaio: co_group_run: CoGroup 0x[0-9a-f]+: this thread has no "
+            "context, so one must be given$")
+{
+    here_open();
+    run_in_thread(unref, here);
+    run(0, 0, false);
+}
+
+static void unref_and_run(void *ctx)
+{
+    aio_context_unref(ctx);
+    run(0, 0, false);
+}
+
+TEST_ABORTS(run_in_the_pass_that_has_closed_the_context,
+            "^coaio: co_group_run: CoGroup 0x[0-9a-f]+: this thread has no "
+            "context, so one must be given$")
+{
+    here_open();
+    aio_bh_schedule_oneshot(here, unref_and_run, here);
+    aio_poll(here, true);
 }
 
 TEST_ABORTS(wait_outside_coroutines,
