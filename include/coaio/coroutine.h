@@ -25,10 +25,10 @@
  *   coroutine is parked and nobody has woken it.
  *
  *   A coroutine with a home resumes only on the thread of its home.  One
- *   without a home may be entered from any thread that has no context; the
- *   callers see to it that they do so one after the other.  It may take free
- *   locks, but where it would have to wait for a lock, it aborts with a line
- *   that names the lock.
+ *   without a home may be entered from any thread that has no context (or has
+ *   one whose last reference has gone); the callers see to it that they do so
+ *   one after the other.  It may take free locks, but where it would have to
+ *   wait for a lock, it aborts with a line that names the lock.
  *
  * Stacks
  *

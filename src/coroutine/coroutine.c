@@ -204,6 +204,18 @@ void coroutine_count_out(OsThread *thread, Coroutine *co)
     count_out(thread, co);
 }
 
+/* Where those who come to this thread live: nowhere if its context, that it
+ * may not have asked for since, was closed. */
+static CoHome *home_here(const OsThread *thread)
+{
+    CoHome *home = (CoHome *)(void *)thread->context;
+
+    if (home && unlikely(load_acquire(&home->closed))) {
+        home = (CoHome *)(void *)coroutine_current_context();
+    }
+    return home;
+}
+
 AioContext *coroutine_context(const Coroutine *co)
 {
     os_check_fork("coroutine_context");
@@ -212,15 +224,6 @@ AioContext *coroutine_context(const Coroutine *co)
 }
 
 /* --- create and delete ---------------------------------------------------*/
-
-/* co has come to life on the thread of its home. */
-static void settle(Coroutine *co)
-{
-    if (unlikely(load_acquire(&co->home->closed))) {
-        store_relaxed(&co->home, (CoHome *)(void *)coroutine_current_context());
-    }
-    count_in(co);
-}
 
 /* Make a free slot, whose home is set, a coroutine. */
 static inline void setup(Coroutine *co, CoroutineEntry *entry, void *opaque)
@@ -235,11 +238,9 @@ static inline void setup(Coroutine *co, CoroutineEntry *entry, void *opaque)
 static void setup_slow(OsThread *thread, Coroutine *co, CoroutineEntry *entry,
                        void *opaque)
 {
-    store_relaxed(&co->home, (CoHome *)(void *)thread->context);
+    store_relaxed(&co->home, home_here(thread));
     co->counted = false;
-    if (co->home) {
-        settle(co);
-    }
+    count_in(co);
     setup(co, entry, opaque);
 }
 
@@ -384,11 +385,13 @@ static inline void begin(OsThread *thread, Coroutine *co, Coroutine *caller)
     begin_at_home(thread, co, caller);
 }
 
-/* It may not: abort with the reason, or bring co home to this thread first. */
+/* It may not: abort with the reason, or bring co home to this thread first, if
+ * that has a context still. */
 static COLD void bring_here(OsThread *thread, Coroutine *co)
 {
     CoroutineLabel label, other;
     const char *by;
+    CoHome *here;
 
     coroutine_check_live(co, "coroutine_enter");
     if (load_relaxed(&co->state) == COROUTINE_ENTERED) {
@@ -400,14 +403,18 @@ static COLD void bring_here(OsThread *thread, Coroutine *co)
     if (by) {
         coroutine_misuse_claimed(co, "coroutine_enter", by);
     }
-    if (!thread->context) {
+    here = home_here(thread);
+    if (!here && !co->home) {
+        return; /* the thread's context, which it seemed to come to, has gone */
+    }
+    if (!here) {
         misuse("coroutine_enter: %s lives in context \"%s\" and this thread "
                "has no context: use aio_co_wake() or aio_co_enter()",
                coroutine_label(co, &label), co->home->name);
     }
     coroutine_claim(co, "coroutine_enter");
     coroutine_count_out(thread, co);
-    store_relaxed(&co->home, (CoHome *)(void *)thread->context);
+    store_relaxed(&co->home, here);
     store_release(&co->scheduled, NULL);
 }
 

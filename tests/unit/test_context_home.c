@@ -449,6 +449,47 @@ static void enter(void *co)
     coroutine_enter(co);
 }
 
+/* Nobody asks for the thread's context in between: it was made the home once,
+ * without a reference left. */
+TEST(one_without_a_home_is_entered_where_the_context_has_gone)
+{
+    AioContext *ctx;
+    Coroutine *co;
+
+    begin();
+    co = coroutine_create(park, NULL);
+    ctx = new_context();
+    aio_context_attach(ctx);
+    run_in_thread(unref, ctx);
+    coroutine_enter(co);
+    CHECK(coroutine_context(co) == NULL);
+    coroutine_enter(co);
+    check_over();
+}
+
+static void unref_and_enter_new(void *ctx)
+{
+    Coroutine *co;
+
+    aio_context_unref(ctx);
+    co = coroutine_create(park, NULL);
+    coroutine_enter(co);
+    CHECK(coroutine_context(co) == NULL);
+    coroutine_enter(coroutine_create(enter, co)); /* by another such */
+    check_alive(1);
+}
+
+TEST(and_in_the_pass_that_closes_it)
+{
+    AioContext *ctx;
+
+    begin();
+    ctx = new_context();
+    aio_bh_schedule_oneshot(ctx, unref_and_enter_new, ctx);
+    CHECK(aio_poll(ctx, true));
+    check_over();
+}
+
 /* Moved by another thread; the old home notices in its next pass. */
 TEST(a_coroutine_that_was_taken_away_keeps_its_home_no_more)
 {

@@ -195,6 +195,27 @@ TEST_ABORTS(polling_one_that_has_none_left,
     aio_poll(ctx, false);
 }
 
+static void create_it(void *co)
+{
+    *(Coroutine **)co = named_coroutine(create_it, NULL);
+}
+
+TEST_ABORTS(entering_one_of_another_where_the_context_has_gone,
+            "^coaio: coroutine_enter: coroutine \"inside\" lives in context "
+            "\"loop\" and this thread has no context: use aio_co_wake\\(\\) or "
+            "aio_co_enter\\(\\)$")
+{
+    AioContext *ctx = new_named("gone");
+    LoopThread loop;
+    Coroutine *co;
+
+    loop_thread_start(&loop, "loop");
+    loop_call(loop.ctx, create_it, &co);
+    aio_context_attach(ctx);
+    run_in_thread(unref_it, ctx);
+    coroutine_enter(co);
+}
+
 static void unref_and_poll(void *ctx)
 {
     aio_context_unref(ctx);
