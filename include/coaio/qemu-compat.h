@@ -200,10 +200,7 @@ template <typename Lock> static inline CoLock coaio_qemu_lock(Lock lock)
 
 struct CoaioQemuLockable {
     CoLock lock;
-    QemuLockable *get()
-    {
-        return coaio_qemu_lockable(&lock);
-    }
+    QemuLockable *get() { return coaio_qemu_lockable(&lock); }
 };
 
 #define COAIO_QEMU_LOCK(x) coaio_qemu_lock(x)
@@ -297,9 +294,8 @@ static inline void coaio_qemu_guard_end(CoaioQemuGuard *guard)
 #define qemu_co_queue_restart_all co_queue_restart_all
 #define qemu_co_queue_empty co_queue_empty
 
-typedef enum {
-    CO_QUEUE_WAIT_FRONT = 0x1, /* has no effect */
-} CoQueueWaitFlags;
+/* Without effect. */
+typedef enum { CO_QUEUE_WAIT_FRONT = 0x1 } CoQueueWaitFlags;
 
 static inline int coroutine_fn qemu_co_queue_wait_impl(CoQueue *queue,
                                                        QemuLockable *lock,
@@ -309,9 +305,7 @@ static inline int coroutine_fn qemu_co_queue_wait_impl(CoQueue *queue,
     return co_queue_wait_lock(queue, coaio_qemu_lock_at(lock));
 }
 
-#define qemu_co_queue_wait(queue, lock)                                       \
-    qemu_co_queue_wait_impl((queue), QEMU_MAKE_LOCKABLE(lock),                \
-                            (CoQueueWaitFlags)0)
+#define qemu_co_queue_wait(queue, lock) qemu_co_queue_wait_flags(queue, lock, 0)
 #define qemu_co_queue_wait_flags(queue, lock, flags)                          \
     qemu_co_queue_wait_impl((queue), QEMU_MAKE_LOCKABLE(lock),                \
                             (CoQueueWaitFlags)(flags))
@@ -612,22 +606,15 @@ static inline QEMUTimer *aio_timer_new_with_attrs(AioContext *ctx,
 
 /* Timers of the main context. */
 #define timer_init(ts, type, scale, cb, opaque)                               \
-    coaio_qemu_timer_init(aio_context_main(), (ts), (type), (scale), (cb),    \
-                          (opaque))
+    coaio_qemu_timer_init(aio_context_main(), ts, type, scale, cb, opaque)
 #define timer_new(type, scale, cb, opaque)                                    \
     aio_timer_new(aio_context_main(), (type), (scale), (cb), (opaque))
-#define timer_init_ns(ts, type, cb, opaque)                                   \
-    timer_init((ts), (type), SCALE_NS, (cb), (opaque))
-#define timer_init_us(ts, type, cb, opaque)                                   \
-    timer_init((ts), (type), SCALE_US, (cb), (opaque))
-#define timer_init_ms(ts, type, cb, opaque)                                   \
-    timer_init((ts), (type), SCALE_MS, (cb), (opaque))
-#define timer_new_ns(type, cb, opaque)                                        \
-    timer_new((type), SCALE_NS, (cb), (opaque))
-#define timer_new_us(type, cb, opaque)                                        \
-    timer_new((type), SCALE_US, (cb), (opaque))
-#define timer_new_ms(type, cb, opaque)                                        \
-    timer_new((type), SCALE_MS, (cb), (opaque))
+#define timer_init_ns(ts, type, cb, arg) timer_init(ts, type, SCALE_NS, cb, arg)
+#define timer_init_us(ts, type, cb, arg) timer_init(ts, type, SCALE_US, cb, arg)
+#define timer_init_ms(ts, type, cb, arg) timer_init(ts, type, SCALE_MS, cb, arg)
+#define timer_new_ns(type, cb, arg) timer_new(type, SCALE_NS, cb, arg)
+#define timer_new_us(type, cb, arg) timer_new(type, SCALE_US, cb, arg)
+#define timer_new_ms(type, cb, arg) timer_new(type, SCALE_MS, cb, arg)
 
 #define timer_pending(ts) aio_timer_pending(&(ts)->timer)
 
@@ -898,10 +885,8 @@ static inline ssize_t coroutine_fn qemu_co_send_recv(int sockfd, void *buf,
     qemu_co_sendv_recvv(sockfd, iov, iov_cnt, offset, bytes, false)
 #define qemu_co_sendv(sockfd, iov, iov_cnt, offset, bytes)                    \
     qemu_co_sendv_recvv(sockfd, iov, iov_cnt, offset, bytes, true)
-#define qemu_co_recv(sockfd, buf, bytes)                                      \
-    qemu_co_send_recv(sockfd, buf, bytes, false)
-#define qemu_co_send(sockfd, buf, bytes)                                      \
-    qemu_co_send_recv(sockfd, buf, bytes, true)
+#define qemu_co_recv(fd, buf, bytes) qemu_co_send_recv(fd, buf, bytes, false)
+#define qemu_co_send(fd, buf, bytes) qemu_co_send_recv(fd, buf, bytes, true)
 
 /* --- aio-wait.h ----------------------------------------------------------*/
 
