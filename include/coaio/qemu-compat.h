@@ -618,15 +618,16 @@ static inline QEMUTimer *aio_timer_new_with_attrs(AioContext *ctx,
 
 #define timer_pending(ts) aio_timer_pending(&(ts)->timer)
 
-static inline bool timer_expired(QEMUTimer *ts, int64_t current_time)
-{
-    return ts && timer_pending(ts) && ts->expire_time <= current_time;
-}
-
 /* In ns; as -1 if it is not pending. */
 static inline uint64_t timer_expire_time_ns(QEMUTimer *ts)
 {
     return timer_pending(ts) ? (uint64_t)ts->expire_time : UINT64_MAX;
+}
+
+/* current_time is in the timer's unit.  One that is not pending has expired. */
+static inline bool timer_expired(QEMUTimer *ts, int64_t current_time)
+{
+    return ts && (int64_t)timer_expire_time_ns(ts) <= current_time * ts->scale;
 }
 
 static inline void timer_mod_ns(QEMUTimer *ts, int64_t expire_time)

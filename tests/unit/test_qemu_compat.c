@@ -464,10 +464,12 @@ TEST(timers)
     timer_mod_ns(&t.timer, now + NANOSECONDS_PER_SECOND * 1000);
     CHECK_EQ(timer_expire_time_ns(&t.timer),
              now + NANOSECONDS_PER_SECOND * 1000);
-    timer_mod_anticipate_ns(&t.timer, now + NANOSECONDS_PER_SECOND * 2000);
-    CHECK(timer_expired(&t.timer, now + NANOSECONDS_PER_SECOND * 1000));
-    timer_mod_anticipate(&t.timer, now / SCALE_US + 900 * 1000000LL);
-    CHECK(timer_expired(&t.timer, now + NANOSECONDS_PER_SECOND * 900));
+    now /= SCALE_US; /* as the timer counts */
+    timer_mod(&t.timer, now + 1000 * 1000000LL);
+    timer_mod_anticipate_ns(&t.timer, INT64_MAX);
+    CHECK(timer_expired(&t.timer, now + 1000 * 1000000LL));
+    timer_mod_anticipate(&t.timer, now + 900 * 1000000LL);
+    CHECK(timer_expired(&t.timer, now + 900 * 1000000LL));
     CHECK(!timer_expired(&t.timer, now));
     timer_del(&t.timer);
     CHECK(!timer_pending(&t.timer));
@@ -513,6 +515,26 @@ TEST(timers_of_the_main_loop)
     CHECK_EQ(qemu_soonest_timeout(-1, 5), 5);
     CHECK_EQ(qemu_soonest_timeout(7, 5), 5);
     CHECK_EQ(qemu_soonest_timeout(-1, -1), -1);
+}
+
+/* It took the time for nanoseconds, and an idle timer for one to come. */
+TEST(a_timer_has_expired_by_its_own_unit_or_is_idle)
+{
+    bool done = false;
+    QEMUTimer ts;
+    int64_t now;
+
+    set_up();
+    timer_init_ms(&ts, QEMU_CLOCK_REALTIME, set_done, &done);
+    CHECK(timer_expired(&ts, 0));
+    now = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
+    timer_mod(&ts, now + 1000000);
+    CHECK(!timer_expired(&ts, now + 999999));
+    CHECK(timer_expired(&ts, now + 1000000));
+    timer_mod(&ts, now);
+    run_until(&done);
+    CHECK(timer_expired(&ts, 0));
+    CHECK(!timer_expired(NULL, now));
 }
 
 static void coroutine_fn sleep_a_little(void *opaque)
