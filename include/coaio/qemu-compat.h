@@ -653,13 +653,20 @@ static inline void timer_mod_anticipate(QEMUTimer *ts, int64_t expire_time)
     timer_mod_anticipate_ns(ts, expire_time * ts->scale);
 }
 
-#define timer_del(ts) aio_timer_del(&(ts)->timer)
+/* Nothing, for one that is zeroed, or was given up by timer_deinit(). */
+static inline void timer_del(QEMUTimer *ts)
+{
+    if (ts->timer.context_) {
+        aio_timer_del(&ts->timer);
+    }
+}
 
 static inline void timer_deinit(QEMUTimer *ts)
 {
     if (timer_pending(ts)) {
         coaio_qemu_die("timer_deinit: the timer is pending");
     }
+    ts->timer.context_ = NULL;
 }
 
 static inline void timer_free(QEMUTimer *ts)

@@ -537,6 +537,33 @@ TEST(a_timer_has_expired_by_its_own_unit_or_is_idle)
     CHECK(!timer_expired(NULL, now));
 }
 
+/* Deleting it crashed. */
+TEST(a_timer_that_is_zeroed_may_be_deleted)
+{
+    QEMUTimer zeroed = { .scale = 0 };
+    QEMUTimer *ts = calloc(1, sizeof(*ts));
+
+    set_up();
+    timer_del(&zeroed);
+    timer_del(&zeroed);
+    CHECK(!timer_pending(&zeroed));
+    timer_free(ts);
+}
+
+/* It looked at the context that the timer had had, which may be gone. */
+TEST(a_timer_that_was_given_up_may_be_deleted)
+{
+    AioContext *other = aio_context_new(NULL);
+    QEMUTimer ts;
+
+    set_up();
+    aio_timer_init(other, &ts, QEMU_CLOCK_REALTIME, SCALE_NS, set_done, NULL);
+    timer_deinit(&ts);
+    aio_context_unref(other);
+    timer_del(&ts);
+    CHECK(!timer_pending(&ts));
+}
+
 static void coroutine_fn sleep_a_little(void *opaque)
 {
     Job *job = opaque;
