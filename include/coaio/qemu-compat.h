@@ -36,6 +36,12 @@
  *     thread: qemu_get_current_aio_context() is NULL in a thread without one.
  *     qemu_init_main_loop() or qemu_get_aio_context() binds the main context
  *     to the calling thread.
+ *   - There are no handlers that only main_loop_wait() runs.  Those of
+ *     qemu_set_fd_handler() and event_notifier_set_handler(), and the timers of
+ *     timer_new() and timer_init(), are the main context's: aio_poll() and
+ *     AIO_WAIT_WHILE() in its thread run them, too.  They must expect that,
+ *     and one that waits like that itself, to be entered again meanwhile.
+ *     What cannot goes into a context that nothing polls but its own loop.
  *   - Error objects do not exist.  What takes an errp ignores it: functions
  *     that return a pointer return NULL on failure.
  *   - aio_context_new(), aio_context_set_poll_params() and aio_timer_init() are
