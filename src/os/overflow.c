@@ -34,6 +34,14 @@
 #define LINE_SIZE          256
 #define SIGNAL_STACK_LEAST (64 * 1024)
 
+/* Linux's, which some C libraries do not have. */
+#ifndef SEGV_MTEAERR
+#define SEGV_MTEAERR 8
+#endif
+#ifndef BUS_MCEERR_AO
+#define BUS_MCEERR_AO 5
+#endif
+
 static OsMutex install_lock = OS_MUTEX_INIT;
 static OsFaultClaims *claimer;
 
@@ -64,10 +72,23 @@ static int act(int signal_number, const struct sigaction *action,
 }
 
 /*
- * Let the signal have its default action.  A faulting instruction runs again
- * when the handler returns, and then dies in its own place, which is what a
- * core dump should show.  A signal that was sent must be sent again: it stays
- * pending until the handler has returned.
+ * Whether a faulting instruction runs again when the handler returns, and
+ * faults again.  None does for a signal that was sent, as two are that have the
+ * code of a fault: a tag was found wrong after the access (arm64), or memory
+ * went bad that nobody has read yet.
+ */
+static bool comes_again(int signal_number, const siginfo_t *info)
+{
+    int sent = signal_number == SIGBUS ? BUS_MCEERR_AO : SEGV_MTEAERR;
+
+    return info->si_code > 0 && info->si_code != sent;
+}
+
+/*
+ * Let the signal have its default action.  A faulting instruction dies in its
+ * own place when it runs again, which is what a core dump should show.  A
+ * signal that was sent must be sent again: it stays pending until the handler
+ * has returned.
  *
  * Where that cannot be had (a sandbox forbids it), the fault would come again
  * and again: then the process aborts.
@@ -79,7 +100,7 @@ static void die(int signal_number, const siginfo_t *info)
     if (act(signal_number, &action, NULL) < 0) {
         abort();
     }
-    if (info->si_code <= 0) {
+    if (!comes_again(signal_number, info)) {
         raise(signal_number);
     }
 }
@@ -110,7 +131,7 @@ static void pass_on(int signal_number, siginfo_t *info, void *context)
     struct sigaction action = *previous;
 
     if (!(action.sa_flags & SA_SIGINFO)) {
-        if (action.sa_handler == SIG_IGN && info->si_code <= 0) {
+        if (action.sa_handler == SIG_IGN && !comes_again(signal_number, info)) {
             return;
         }
         /* The kernel does not let a fault be ignored: it would come again. */
@@ -131,8 +152,9 @@ static void on_fault(int signal_number, siginfo_t *info, void *context)
     char line[LINE_SIZE];
     int saved = errno;
 
-    /* A signal that was sent, not raised by a fault, has no address. */
-    if (info->si_code > 0 && claimer(info->si_addr, line, sizeof(line))) {
+    /* A signal that was sent, not raised by a fault, is about no access. */
+    if (comes_again(signal_number, info) &&
+        claimer(info->si_addr, line, sizeof(line))) {
         ssize_t n = write(STDERR_FILENO, line, strnlen(line, sizeof(line)));
 
         (void)n; /* there is nobody left to tell */

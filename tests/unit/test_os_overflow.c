@@ -176,6 +176,73 @@ TEST(a_signal_that_is_sent_and_ignored_is_ignored)
     raise(SIGSEGV);
 }
 
+#ifndef SEGV_MTEAERR
+#define SEGV_MTEAERR 8
+#endif
+#ifndef BUS_MCEERR_AO
+#define BUS_MCEERR_AO 5
+#endif
+
+static siginfo_t late;
+
+static void hand_over(int number, siginfo_t *info, void *context)
+{
+    struct sigaction action;
+
+    (void)number;
+    *info = late;
+    CHECK(sigaction(late.si_signo, NULL, &action) == 0);
+    action.sa_sigaction(late.si_signo, info, context);
+}
+
+/*
+ * Have our handler called as the kernel calls it.  A thread may also send
+ * itself what it likes, by rt_tgsigqueueinfo(2), but neither Valgrind nor the
+ * emulators survive a fault that is none.
+ */
+static void send_with_code(int number, int code)
+{
+    struct sigaction action = {.sa_sigaction = hand_over,
+                               .sa_flags = SA_SIGINFO | SA_ONSTACK};
+
+    sigemptyset(&action.sa_mask);
+    sigaddset(&action.sa_mask, number);
+    CHECK(sigaction(SIGUSR1, &action, NULL) == 0);
+    late.si_signo = number;
+    late.si_code = code;
+    raise(SIGUSR1);
+}
+
+/*
+ * The kernel sends these, and no instruction runs again: the process went on,
+ * and without our handler.
+ */
+TEST_DIES(memory_that_went_bad_unread_kills_by_default, SIGBUS, 0)
+{
+    signal(SIGBUS, SIG_DFL);
+    install();
+    send_with_code(SIGBUS, BUS_MCEERR_AO);
+}
+
+TEST_DIES(a_tag_that_is_checked_late_kills_by_default, SIGSEGV, 0)
+{
+    signal(SIGSEGV, SIG_DFL);
+    install();
+    send_with_code(SIGSEGV, SEGV_MTEAERR);
+}
+
+/* It killed. */
+TEST(what_the_kernel_sends_and_is_ignored_is_ignored)
+{
+    signal(SIGBUS, SIG_IGN);
+    signal(SIGSEGV, SIG_IGN);
+    install();
+    send_with_code(SIGBUS, BUS_MCEERR_AO);
+    send_with_code(SIGSEGV, SEGV_MTEAERR);
+    raise(SIGBUS);
+    raise(SIGSEGV);
+}
+
 static sigjmp_buf way_out;
 static siginfo_t seen;
 static sigset_t seen_mask;
