@@ -18,6 +18,8 @@
  *
  * WHAT THE KERNEL MAY LACK, newest first
  *
+ *   NO_SQARRAY     6.6   slots are taken in their order.  liburing asks for it
+ *                        from version 2.6 on, unasked, and has no array then
  *   DEFER_TASKRUN  6.1   completions come when we enter the kernel for them;
  *                        needs SINGLE_ISSUER
  *   COOP_TASKRUN   5.19  they come when we enter it for anything; came with
@@ -76,6 +78,23 @@ void os_uring_close(OsUring *ring)
     os_free(ring);
 }
 
+#ifdef COAIO_TESTING
+static bool no_array; /* atomic */
+
+void os_uring_set_no_array(bool value)
+{
+    store_relaxed(&no_array, value);
+}
+
+static void forget_array(struct io_uring_sq *sq)
+{
+    for (unsigned i = 0; sq->array && i <= sq->ring_mask; i++) {
+        sq->array[i] = i; /* this kernel may read it */
+    }
+    sq->array = NULL;
+}
+#endif
+
 static int set_up(struct io_uring *ring, unsigned flags)
 {
     struct io_uring_params params = {
@@ -84,12 +103,16 @@ static int set_up(struct io_uring *ring, unsigned flags)
         .cq_entries = COMPLETIONS,
     };
     int error = os_fault("io_uring_setup");
-
     int ret;
 
     os_count(OS_COUNT_SYSCALLS);
     ret =
         error ? -error : io_uring_queue_init_params(SUBMISSIONS, ring, &params);
+#ifdef COAIO_TESTING
+    if (ret == 0 && load_relaxed(&no_array)) {
+        forget_array(&ring->sq);
+    }
+#endif
     return ret == -ENOMEM ? -ENOBUFS : ret;
 }
 
@@ -252,7 +275,8 @@ static unsigned publish(OsUring *ring)
 {
     struct io_uring_sq *sq = &ring->ring.sq;
 
-    for (unsigned i = sq->sqe_head; i != sq->sqe_tail; i++) {
+    /* Newer ones have no array of indices: slots are taken in their order. */
+    for (unsigned i = sq->sqe_head; sq->array && i != sq->sqe_tail; i++) {
         sq->array[i & sq->ring_mask] = i & sq->ring_mask;
     }
     sq->sqe_head = sq->sqe_tail;

@@ -156,4 +156,10 @@ int os_uring_wait(OsUring *ring, int64_t timeout_ns);
 /* Take the oldest completion.  Returns whether there was one. */
 bool os_uring_take(OsUring *ring, OsUringEvent *event);
 
+#ifdef COAIO_TESTING
+/* Rings to come are what newer versions of liburing make of them: without an
+ * array of indices. */
+void os_uring_set_no_array(bool value);
+#endif
+
 #endif

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * The io_uring engine: choosing it, what takes its place where it is refused,
- * what it costs, the ways round what a kernel may lack, a full queue, files
- * that are let go, peers that have shut down their side.
+ * what it costs, a full queue, files that are let go, peers that have shut down
+ * their side.
  */
 #include "engines.h"
 #include "go.h"
@@ -937,63 +937,6 @@ TEST(what_found_no_room_is_done_later)
     }
     close_pair(fds);
     end();
-}
-
-/* --- what a kernel may lack -----------------------------------------------*/
-
-static void check_without(const char *features)
-{
-    AioBHStorage storage;
-    bool done = false;
-    unsigned ran = 0;
-    int fds[2];
-
-    CHECK_EQ(setenv("COAIO_URING_WITHOUT", features, 1), 0);
-    begin();
-    open_pair(fds);
-    watch(fds[0], count, NULL, &ran);
-    poke(fds[1]);
-    CHECK(aio_poll(ctx, true));
-    CHECK_EQ(ran, 1);
-    CHECK(aio_poll(ctx, true)); /* it is ready still */
-    CHECK_EQ(ran, 2);
-    drain(fds[0]);
-    aio_poll(ctx, false);
-    CHECK(!aio_poll(ctx, false));
-    unwatch(fds[0]);
-    aio_bh_schedule_oneshot_embedded(ctx, &storage, set, &done);
-    CHECK(aio_poll(ctx, true));
-    CHECK(done);
-    close_pair(fds);
-    end();
-}
-
-TEST(older_kernels_will_do)
-{
-    static const char *const kernels[] = {"", "skip", "defer", "defer,coop",
-                                          "defer,coop,skip"};
-
-    for (unsigned i = 0; i < sizeof(kernels) / sizeof(kernels[0]); i++) {
-        check_without(kernels[i]);
-    }
-}
-
-/* As a kernel answers that does not know a flag. */
-TEST(what_the_kernel_does_not_know_is_left_out)
-{
-    static const char *const known[] = {"", "defer"};
-
-    for (int i = 0; i < 2; i++) {
-        CHECK_EQ(setenv("COAIO_URING_WITHOUT", known[i], 1), 0);
-        needs_uring();
-        os_fault_arm(1, EINVAL, "io_uring_setup");
-        ctx = context_on("uring");
-        CHECK(os_fault_fired());
-        aio_context_attach(ctx);
-        aio_bh_schedule_oneshot(ctx, nothing, NULL);
-        CHECK(aio_poll(ctx, true));
-        aio_context_unref(ctx);
-    }
 }
 
 TEST_MAIN()
