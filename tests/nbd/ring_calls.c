@@ -83,7 +83,7 @@ static void enter(void)
     struct io_uring_sq *sq = &ring.sq;
     unsigned ready;
 
-    for (unsigned i = sq->sqe_head; i != sq->sqe_tail; i++) {
+    for (unsigned i = sq->sqe_head; sq->array && i != sq->sqe_tail; i++) {
         sq->array[i & sq->ring_mask] = i & sq->ring_mask;
     }
     sq->sqe_head = sq->sqe_tail;

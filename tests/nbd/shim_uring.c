@@ -231,9 +231,12 @@ static void submit_locked(Ring *ring, unsigned count)
     unsigned place = __atomic_load_n(sq->khead, __ATOMIC_ACQUIRE);
 
     for (; place != tail && count > 0; place++, count--) {
-        unsigned slot = sq->array[place & sq->ring_mask];
+        unsigned slot = place & sq->ring_mask;
 
-        submit_one(ring, &sq->sqes[slot & sq->ring_mask], place);
+        if (sq->array) { /* newer versions of the library have none */
+            slot = sq->array[slot] & sq->ring_mask;
+        }
+        submit_one(ring, &sq->sqes[slot], place);
     }
 }
 
