@@ -129,24 +129,29 @@ static inline bool busy_turns(AioContext *ctx, bool saw_idle)
 
 /*
  * Look for something to do for at most poll_ns from start, without sleeping.
- * Returns whether there is.
+ * Returns whether there is, or the time to wait is over; else what is left of
+ * that is in *timeout_ns.
  */
-static bool busy_poll(AioContext *ctx, int64_t start, int64_t timeout_ns)
+static bool busy_poll(AioContext *ctx, int64_t start, int64_t *timeout_ns)
 {
-    int64_t most = ctx->poll_ns;
     bool watching = worth_looking(ctx);
-    bool saw_idle = short_enough(timeout_ns);
+    bool saw_idle = short_enough(*timeout_ns);
+    int64_t spent;
 
-    if (timeout_ns >= 0 && timeout_ns < most) {
-        most = timeout_ns;
-    }
     do {
         if (fd_busy_poll(ctx) ||
             (watching && ctx->poller.ops->wait(ctx, 0) > 0) ||
             busy_turns(ctx, saw_idle)) {
             return true;
         }
-    } while (os_clock_monotonic_ns() - start < most);
+        spent = os_clock_monotonic_ns() - start;
+        if (*timeout_ns >= 0 && spent >= *timeout_ns) {
+            return true;
+        }
+    } while (spent < ctx->poll_ns);
+    if (*timeout_ns >= 0) {
+        *timeout_ns -= spent;
+    }
     return false;
 }
 
@@ -213,7 +218,7 @@ static void look(AioContext *ctx, bool blocking)
     ctx->poller.ops->wait(ctx, 0);
 }
 
-/* Something was found busily. */
+/* Something was found busily, or is due. */
 static void wait_no_more(AioContext *ctx)
 {
     notify_requested(ctx);
@@ -223,9 +228,8 @@ static void wait_no_more(AioContext *ctx)
 /* Wait for up to timeout_ns, some of it busily. */
 static void wait_for_events(AioContext *ctx, int64_t timeout_ns)
 {
-    int64_t start;
-
     int64_t max = load_relaxed(&ctx->poll_max_ns);
+    int64_t start;
 
     if (max == 0) {
         wait_sleeping(ctx, timeout_ns);
@@ -242,7 +246,7 @@ static void wait_for_events(AioContext *ctx, int64_t timeout_ns)
         return;
     }
     start = os_clock_monotonic_ns();
-    if (ctx->poll_ns == 0 || !busy_poll(ctx, start, timeout_ns)) {
+    if (ctx->poll_ns == 0 || !busy_poll(ctx, start, &timeout_ns)) {
         wait_sleeping(ctx, timeout_ns);
     } else {
         wait_no_more(ctx);

@@ -546,6 +546,46 @@ TEST(a_timer_ends_busy_polling)
     aio_context_unref(ctx);
 }
 
+static PollerOps spied;
+static int (*spied_wait)(AioContext *ctx, int64_t timeout_ns);
+static int64_t longest_ns; /* that the engine was told to wait */
+
+static int spy_on_wait(AioContext *ctx, int64_t timeout_ns)
+{
+    longest_ns = timeout_ns > longest_ns ? timeout_ns : longest_ns;
+    return spied_wait(ctx, timeout_ns);
+}
+
+/*
+ * The whole time was slept for after the busy part of it: a timer could be late
+ * by as much.
+ */
+TEST(busy_polling_is_part_of_the_time_to_wait)
+{
+    const int64_t wait_ns = 60000000, busy_ns = 30000000;
+    AioContext *ctx = new_named("busy");
+    AioTimer timer;
+
+    aio_context_attach(ctx);
+    CHECK_EQ(aio_context_set_poll_params(ctx, MINUTE, 2, 2), 0);
+    aio_poll(ctx, true); /* it has been notified */
+    aio_timer_init(&timer, ctx, AIO_CLOCK_MONOTONIC, nothing, NULL);
+    spied = *ctx->poller.ops;
+    spied_wait = spied.wait;
+    spied.wait = spy_on_wait;
+    ctx->poller.ops = &spied;
+    for (int64_t poll_ns = 1; poll_ns <= busy_ns; poll_ns += busy_ns - 1) {
+        ctx->poll_ns = poll_ns;
+        longest_ns = 0;
+        aio_timer_mod_ns(&timer, os_clock_monotonic_ns() + wait_ns);
+        while (aio_timer_pending(&timer)) {
+            aio_poll(ctx, true);
+        }
+        CHECK(longest_ns <= wait_ns - poll_ns);
+    }
+    aio_context_unref(ctx);
+}
+
 /*
  * The time was multiplied by the factor before it was compared with the most
  * that it may be: with large parameters that overflowed.
