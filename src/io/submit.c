@@ -9,13 +9,14 @@
  * request in (in the next wait of the engine) the number means what it meant
  * here, unless somebody uses close(2).
  *
- * A file answers by itself some time.  A socket need not, and its coroutine may
- * be parked in a context that has stopped; so co_close() does not wait for an
- * operation on one.  That is also a wait for the descriptor in the fd table,
- * which fd_cancel_all() ends from any thread, and which keeps what has not
- * reached the kernel from doing so.  Only the home thread may use the ring:
- * whoever ends a wait early wakes the coroutine, which has the kernel end the
- * operation, and waits for that.
+ * A file answers by itself some time: a thread that ends waits for that, and
+ * lets go of it in the name of the coroutine, which is left.  A socket need not
+ * answer, and is given up; co_close() does not wait for an operation on one.
+ * That is also a wait for the descriptor in the fd table, which fd_cancel_all()
+ * ends from any thread, and which keeps what has not reached the kernel from
+ * doing so.  Only the home thread may use the ring: whoever ends a wait early
+ * wakes the coroutine, which has the kernel end the operation, and waits for
+ * that.
  *
  * INVARIANTS
  *
@@ -34,6 +35,7 @@ typedef struct Submission {
     IoOp op;        /* first */
     FdWait wait;    /* of files the CoWait in it only */
     bool of_socket; /* the fd table knows it */
+    IoFd *held;     /* of a file: until it has completed */
     bool completed; /* the home's */
     CoWait *rest;   /* who was cancelled, and waits for the completion; the
                        home's */
@@ -63,6 +65,22 @@ bool io_better_submit(OsUringCall call)
 
 /* --- on the home thread, outside the coroutine ----------------------------*/
 
+static bool was_interrupted(ssize_t result)
+{
+    return result == -ECANCELED || result == -EINTR;
+}
+
+/* The kernel uses the file no more. */
+static void let_go(Submission *s)
+{
+    IoFd *entry = s->held;
+
+    if (entry) {
+        s->held = NULL;
+        io_fd_release(entry);
+    }
+}
+
 static void submission_done(void *owner, Post *post)
 {
     Submission *s = (Submission *)container_of(post, IoOp, post);
@@ -70,6 +88,12 @@ static void submission_done(void *owner, Post *post)
 
     ctx->ran++;
     s->completed = true;
+    /* Here, not in the coroutine, which may have been left by then; unless it
+     * is about to try again. */
+    if (s->rest || co_wait_ended(&s->wait.wait) ||
+        !was_interrupted(s->op.result)) {
+        let_go(s);
+    }
     if (s->rest) {
         co_wait_settle(s->rest, 0);
         co_wait_wake(s->rest, "the kernel");
@@ -78,6 +102,11 @@ static void submission_done(void *owner, Post *post)
     } else {
         co_wait_end(&s->wait.wait, 0, "the kernel");
     }
+}
+
+static void submission_left(IoOp *op)
+{
+    let_go((Submission *)op);
 }
 
 static void submission_cancel(CoWait *wait, int error)
@@ -101,11 +130,6 @@ static void coroutine_fn await_completion(AioContext *ctx, Submission *s)
         s->rest = &rest;
         co_wait_park(&rest, -1); /* INVARIANTS 2 */
     }
-}
-
-static bool was_interrupted(ssize_t result)
-{
-    return result == -ECANCELED || result == -EINTR;
 }
 
 /*
@@ -142,14 +166,19 @@ static ssize_t coroutine_fn submit_file_call(AioContext *ctx,
 
     do {
         s = (Submission){
-            .op = {.post.run = submission_done, .request = *request},
+            .op = {.post.run = submission_done,
+                   .request = *request,
+                   .left = submission_left},
+            .held = entry,
         };
         co_wait_init(&s.wait.wait, what, entry, submission_cancel);
         if (!ctx->poller.ops->submit(ctx, &s.op)) {
+            let_go(&s);
             return IO_NEEDS_OTHER_WAY;
         }
         result = await(ctx, &s, &error);
     } while (was_interrupted(result) && error == 0);
+    let_go(&s);
     return outcome(result, error);
 }
 
@@ -164,9 +193,7 @@ ssize_t io_submit(IoFd *entry, const OsUringRequest *request, const char *what)
     if (result < 0) {
         return result;
     }
-    result = submit_file_call(os_thread()->context, request, entry, what);
-    io_fd_release(entry);
-    return result;
+    return submit_file_call(os_thread()->context, request, entry, what);
 }
 
 /* Under the lock of the side, so that co_close() finds it or is found. */

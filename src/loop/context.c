@@ -222,6 +222,9 @@ static void leave_home(CoHome *home)
 void context_stop(AioContext *ctx)
 {
     context_pin(ctx);
+    if (ctx->poller.ops->stop) {
+        ctx->poller.ops->stop(ctx);
+    }
     os_mutex_lock(&ctx->lock);
     /* Release: who finds it stopped may do what the home thread did. */
     store_release(&ctx->stopped, 1);

@@ -496,6 +496,18 @@ int os_uring_cancel(OsUring *ring, uint64_t data, uint64_t ignore)
     return 0;
 }
 
+int os_uring_cancel_all(OsUring *ring, uint64_t ignore)
+{
+    struct io_uring_sqe *sqe = get_slot(ring);
+
+    if (!sqe) {
+        return -EAGAIN;
+    }
+    io_uring_prep_cancel(sqe, NULL, IORING_ASYNC_CANCEL_ANY);
+    io_uring_sqe_set_data64(sqe, ignore);
+    return 0;
+}
+
 /* --- completion -----------------------------------------------------------*/
 
 /* Whether completions may wait in the kernel for us to come. */

@@ -146,6 +146,12 @@ void os_uring_replace(OsUring *ring, unsigned slot);
 int os_uring_cancel(OsUring *ring, uint64_t data, uint64_t ignore);
 
 /*
+ * The same for all there are, polls as well.  Kernels before 5.19 do not know
+ * that, and do nothing.
+ */
+int os_uring_cancel_all(OsUring *ring, uint64_t ignore);
+
+/*
  * Submit what is queued, and wait until there is a completion to be taken, for
  * at most timeout_ns (below 0: for ever; 0: do not wait): one system call, or
  * none if there is nothing to do for the kernel.  Returns 0 or -errno (-EINTR;

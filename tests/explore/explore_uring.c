@@ -107,6 +107,7 @@ static void coroutine_fn receive(void *opaque)
     io_turn_end(&turn);
     CHECK(!s->received);
     s->received = true;
+    forget_frames();
 }
 
 /* It has the turn, and then it is about to submit. */
@@ -412,9 +413,48 @@ EXPLORE(one_is_dropped_by_two, .setup = make_context,
         .marks = {"uring: an operation is dropped before it enters",
                   "uring: a drop waits for the home thread"})
 
+/* --- a poll that goes on --------------------------------------------------*/
+
+static unsigned writable;
+
+static void fill(void *opaque)
+{
+    const Socket *s = opaque;
+
+    writable++;
+    explore_fd_set(s->fd, POLLRDHUP);
+}
+
+/*
+ * One that is made in place of another has a number of its own: the end of that
+ * came before anything else under the same one, and counted as trouble.
+ */
+static void watch_half_closed(void)
+{
+    Socket *s = &sockets[0];
+
+    aio_context_attach(ctx);
+    explore_begin();
+    explore_fd_set(s->fd, POLLRDHUP);
+    CHECK_EQ(aio_set_fd_handler(ctx, s->fd, NULL, fill, NULL, NULL, s), 0);
+    for (int i = 0; i < 3; i++) {
+        aio_poll(ctx, false);
+    }
+    CHECK_EQ(writable, 0);
+    explore_fd_set(s->fd, POLLRDHUP | POLLOUT);
+    for (int i = 0; i < 3; i++) {
+        aio_poll(ctx, false);
+    }
+    CHECK_EQ(writable, 1);
+    CHECK_EQ(aio_set_fd_handler(ctx, s->fd, NULL, NULL, NULL, NULL, NULL), 0);
+    end_loop();
+}
+
+EXPLORE(half_closed, .setup = make_context, .threads = {watch_half_closed})
+
 /* --- the thread ends ------------------------------------------------------*/
 
-/* Its coroutine is left, and nobody enters the kernel any more. */
+/* Its coroutine is left, and nothing that it has submitted. */
 static void submit_and_stop(void)
 {
     aio_context_attach(ctx);
@@ -425,13 +465,29 @@ static void submit_and_stop(void)
     explore_end();
 }
 
-static void check_not_called(void)
+/* It has been in the kernel. */
+static void receive_and_stop(void)
+{
+    aio_context_attach(ctx);
+    prepare_to_receive(&sockets[0]);
+    explore_begin();
+    coroutine_enter(sockets[0].co);
+    aio_poll(ctx, false);
+    context_stop(ctx);
+    explore_end();
+}
+
+static void check_given_up(void)
 {
     CHECK_EQ(explore_uring_calls(sockets[0].other), 0);
+    CHECK(!explore_uring_holds(sockets[0].file));
 }
 
 EXPLORE(closed_as_its_thread_ends, .setup = make_context,
-        .threads = {submit_and_stop, close_first}, .finish = check_not_called,
+        .threads = {submit_and_stop, close_first}, .finish = check_given_up,
+        .leaks = true)
+EXPLORE(closed_as_its_thread_gives_it_up, .setup = make_context,
+        .threads = {receive_and_stop, close_first}, .finish = check_given_up,
         .leaks = true)
 
 /* --- another engine takes the place of this one ---------------------------*/
@@ -584,7 +640,7 @@ EXPLORE(its_handler_is_replaced, .setup = make_context,
         .threads = {poll_until_stop, replace_handler},
         .marks = {"uring: the end of what was removed is ignored"},
         .mutants = {{MUTANT_URING_STALE_COMPLETION, "failed check",
-                     "poll_until_stop", false}})
+                     "poll_completed", false}})
 
 /* The kernel is entered for that, with the receive, and not to sleep. */
 static void receive_and_remove(void)

@@ -31,6 +31,9 @@ struct AioContext;
 typedef struct IoOp {
     Post post; /* first */
     OsUringRequest request;
+    /* Called in place of post.run where the thread ends first, and the kernel
+     * is done with it.  NULL: it is given up; of a socket. */
+    void (*left)(struct IoOp *op);
     ssize_t result;        /* or -errno; the engine's, then the owner's */
     struct IoOp *next; /* the engine's, like all below; 0 at first */
     unsigned slot;
@@ -98,6 +101,13 @@ typedef struct PollerOps {
      * go on before.
      */
     void (*drop)(struct AioContext *ctx, IoOp *op);
+
+    /*
+     * The home thread ends, and nobody waits here any more: let go of all files.
+     * What comes afterwards is update() and drop(), of other threads.  NULL:
+     * nothing is held.  Home thread.
+     */
+    void (*stop)(struct AioContext *ctx);
 
     /* A descriptor that is readable when wait() would find something, for
      * foreign loops; or -1, perhaps because operations are under way. */

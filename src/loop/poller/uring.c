@@ -38,7 +38,8 @@
  *   1. A watch whose request is not what is wanted is in the list `changed`,
  *      once.
  *   2. A completion is that of the request that the kernel has if it has the
- *      serial `armed`; else that has been removed, and it is ignored.
+ *      number `armed`, which no other has had; else that has been removed, and
+ *      it is ignored.
  */
 #include "base/assert.h"
 #include "base/explore.h"
@@ -69,8 +70,8 @@
 #define TROUBLE ((uint32_t)(POLLERR | POLLHUP | POLLNVAL))
 
 /*
- * What the kernel hands back: a descriptor (28 bits are enough: fd.c) and its
- * serial, or an operation, or one of the others.
+ * What the kernel hands back: a descriptor (28 bits are enough: fd.c) and the
+ * number of its request, or an operation, or one of the others.
  */
 enum {
     DATA_OP = 0, /* and the address of the IoOp */
@@ -104,8 +105,9 @@ static int64_t dear_ns = 400; /* atomic, for tests */
 typedef struct Watch {
     uint32_t events; /* wanted, with POLLER_ONESHOT; 0: nothing */
     uint32_t serial; /* of what is wanted */
-    uint32_t armed;  /* of the request that the kernel has, if: */
+    uint32_t armed;  /* which request the kernel has, if: */
     bool in_kernel;  /* there is one */
+    uint32_t armed_for; /* the serial that it was made for */
     bool goes_on;    /* to be watched by one that goes on */
     bool listed;     /* in changed */
     int next;        /* in changed, or NONE */
@@ -120,7 +122,7 @@ typedef struct Demand {
 } Demand;
 
 typedef struct UringState {
-    OsUring *ring; /* the home thread's */
+    OsUring *ring; /* the home thread's; NULL: that has ended */
     bool enabled;  /* likewise */
     bool hears;    /* likewise: the event fd is watched */
     bool polled;   /* likewise: a foreign loop may poll the ring */
@@ -128,9 +130,11 @@ typedef struct UringState {
     int reported;  /* likewise: by the last wait() that reported something */
     Demand reads;  /* likewise: for which prefers() was asked */
     Demand sends;  /* likewise */
+    unsigned files; /* likewise: operations on files; not completed */
     bool receives; /* constant: always, not only in a crowd */
 
     OsMutex lock;   /* of all below; taken after that of the fd table */
+    uint32_t armings; /* polls of descriptors that were made, ever */
     Watch *watches; /* by descriptor */
     unsigned n;
     int first; /* changed: descriptors, in order; or NONE */
@@ -146,9 +150,9 @@ static bool is_pipe(const AioContext *ctx)
     return ctx->event[0] != ctx->event[1];
 }
 
-static uint64_t poll_data(int fd, uint32_t serial)
+static uint64_t poll_data(int fd, uint32_t number)
 {
-    return (uint64_t)serial << 32 | (uint32_t)fd << DATA_SHIFT | DATA_POLL;
+    return (uint64_t)number << 32 | (uint32_t)fd << DATA_SHIFT | DATA_POLL;
 }
 
 /* --- life -----------------------------------------------------------------*/
@@ -217,7 +221,9 @@ static void close_uring(AioContext *ctx)
 {
     UringState *state = ctx->poller.state;
 
-    os_uring_close(state->ring);
+    if (state->ring) {
+        os_uring_close(state->ring);
+    }
     os_mutex_destroy(&state->lock);
     os_free(state->watches);
     os_free(state);
@@ -407,10 +413,11 @@ static int arm_locked(UringState *state, int fd, Watch *watch)
     }
     watch->in_kernel = false;
     if (watch->events) {
+        watch->armed = ++state->armings;
+        watch->armed_for = watch->serial;
         ret = os_uring_poll(state->ring, fd, watch->events & ~POLLER_ONESHOT,
-                            watch->goes_on, poll_data(fd, watch->serial));
+                            watch->goes_on, poll_data(fd, watch->armed));
         watch->in_kernel = ret == 0;
-        watch->armed = watch->serial;
     }
     return ret;
 }
@@ -509,19 +516,19 @@ static int update_uring(AioContext *ctx, int fd, uint32_t serial, uint32_t old,
 
 /* Returns what fd_ready() is to be told, or 0: nothing. */
 static uint32_t poll_completed_locked(UringState *state, int fd,
-                                      uint32_t serial,
                                       const OsUringEvent *event)
 {
     Watch *watch = &state->watches[fd];
+    uint32_t number = (uint32_t)(event->data >> 32);
     uint32_t happened, wanted = watch->events | TROUBLE;
 
-    if ((!watch->in_kernel || watch->armed != serial) &&
+    if ((!watch->in_kernel || watch->armed != number) &&
         !MUTANT(URING_STALE_COMPLETION)) {
         MARK("uring: the end of what was removed is ignored");
         return 0; /* INVARIANTS 2 */
     }
     watch->in_kernel = event->more;
-    if (watch->serial != serial || !watch->events) {
+    if (watch->serial != watch->armed_for || !watch->events) {
         MARK("uring: what was wanted before is ignored");
         return 0;
     }
@@ -549,11 +556,11 @@ static int poll_completed(AioContext *ctx, UringState *state,
                           const OsUringEvent *event)
 {
     int fd = (int)((uint32_t)event->data >> DATA_SHIFT);
-    uint32_t serial = (uint32_t)(event->data >> 32);
-    uint32_t happened;
+    uint32_t serial, happened;
 
     os_mutex_lock(&state->lock);
-    happened = poll_completed_locked(state, fd, serial, event);
+    happened = poll_completed_locked(state, fd, event);
+    serial = state->watches[fd].armed_for;
     os_mutex_unlock(&state->lock);
     return happened && fd_ready(ctx, fd, serial, happened);
 }
@@ -567,6 +574,14 @@ static void event_completed(AioContext *ctx, UringState *state,
     }
 }
 
+static void op_leaves(AioContext *ctx, const IoOp *op)
+{
+    UringState *state = ctx->poller.state;
+
+    ctx->poller.ops_taken--;
+    state->files -= op->left != NULL;
+}
+
 /* To run in this pass, with what was posted. */
 static void op_completed(AioContext *ctx, const OsUringEvent *event)
 {
@@ -577,7 +592,7 @@ static void op_completed(AioContext *ctx, const OsUringEvent *event)
         op->result = event->result;
     }
     os_uring_finished(&op->request, op->result);
-    ctx->poller.ops_taken--;
+    op_leaves(ctx, op);
     fifo_append(&ctx->ready, &op->post.node);
 }
 
@@ -757,6 +772,7 @@ static bool submit_uring(AioContext *ctx, IoOp *op)
     }
     op->result = -ret;
     ctx->poller.ops_taken++;
+    state->files += op->left != NULL;
     ctx->poller.ops_waiting = true;
     return true;
 }
@@ -816,6 +832,57 @@ static void drop_uring(AioContext *ctx, IoOp *op)
         MARK("uring: the home thread has the kernel let go of a file");
         enter_ring(state, 0);
     }
+}
+
+/* --- the end of the thread ------------------------------------------------*/
+
+/* Take what has completed, for those who will not go on.  Returns whether there
+ * was anything. */
+static bool take_left(AioContext *ctx, UringState *state)
+{
+    OsUringEvent event;
+    bool any = false;
+
+    while (os_uring_take(state->ring, &event)) {
+        IoOp *op = (IoOp *)(uintptr_t)event.data;
+
+        any = true;
+        if ((event.data & DATA_KIND) == DATA_OP) {
+            os_uring_finished(&op->request, event.result);
+            op_leaves(ctx, op);
+            if (op->left) {
+                op->left(op);
+            }
+        }
+    }
+    return any;
+}
+
+static void end_all(AioContext *ctx, UringState *state)
+{
+    int ret;
+
+    if (os_uring_full(state->ring)) {
+        enter_ring(state, 0);
+    }
+    /* Else the kernel does so when the ring has been closed, if not at once. */
+    os_uring_cancel_all(state->ring, DATA_IGNORE);
+    do {
+        ret = enter_ring(state, state->files > 0 ? -1 : 0);
+    } while ((take_left(ctx, state) || state->files > 0) &&
+             !is_forbidden(ret));
+}
+
+/* The end of a thread is not the end of its requests, which hold files. */
+static void stop_uring(AioContext *ctx)
+{
+    UringState *state = ctx->poller.state;
+
+    if (state->enabled) {
+        end_all(ctx, state);
+    }
+    os_uring_close(state->ring);
+    state->ring = NULL;
 }
 
 /* --- a foreign loop -------------------------------------------------------*/
@@ -888,6 +955,7 @@ const PollerOps poller_uring = {
     .submit = submit_uring,
     .cancel = cancel_uring,
     .drop = drop_uring,
+    .stop = stop_uring,
     .descriptor = describe_uring,
     .prepare = prepare_uring,
 };

@@ -35,6 +35,7 @@ typedef enum RequestKind {
     REQUEST_POLL,
     REQUEST_CALL,
     REQUEST_REMOVAL,
+    REQUEST_END_OF_ALL,
 } RequestKind;
 
 typedef struct Request {
@@ -196,6 +197,13 @@ int os_uring_cancel(OsUring *ring, uint64_t data, uint64_t ignore)
     return os_uring_poll_remove(ring, data, ignore);
 }
 
+int os_uring_cancel_all(OsUring *ring, uint64_t ignore)
+{
+    const Request request = {.kind = REQUEST_END_OF_ALL, .data = ignore};
+
+    return queue(ring, &request);
+}
+
 bool os_uring_takes(const OsUring *ring, OsUringCall call)
 {
     check_user(ring);
@@ -298,6 +306,17 @@ static void remove_victim(OsUring *ring, const Request *request)
     }
 }
 
+static void end_all(OsUring *ring, const Request *request)
+{
+    for (int i = 0; i < HELD; i++) {
+        if (ring->held[i].kind != REQUEST_NONE) {
+            complete(ring, ring->held[i].data, -ECANCELED, false);
+            release(&ring->held[i]);
+        }
+    }
+    complete(ring, request->data, 0, false);
+}
+
 static void take_in(OsUring *ring, const Request *request)
 {
     switch (request->kind) {
@@ -307,6 +326,9 @@ static void take_in(OsUring *ring, const Request *request)
         break;
     case REQUEST_REMOVAL:
         remove_victim(ring, request);
+        break;
+    case REQUEST_END_OF_ALL:
+        end_all(ring, request);
         break;
     default:
         complete(ring, request->data, 0, false);
