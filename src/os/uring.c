@@ -21,7 +21,8 @@
  *   NO_SQARRAY     6.6   slots are taken in their order.  liburing asks for it
  *                        from version 2.6 on, unasked, and has no array then
  *   DEFER_TASKRUN  6.1   completions come when we enter the kernel for them;
- *                        needs SINGLE_ISSUER
+ *                        needs SINGLE_ISSUER.  From 6.13 on it does some 20 of
+ *                        the things that are due each time
  *   COOP_TASKRUN   5.19  they come when we enter it for anything; came with
  *                        receives that begin by waiting, which are not used
  *                        without (they would try in vain first)
@@ -556,6 +557,12 @@ int os_uring_wait(OsUring *ring, int64_t timeout_ns)
         return 0;
     }
     return enter(ring, submit, timeout_ns);
+}
+
+bool os_uring_due(const OsUring *ring)
+{
+    return ring->flagged &&
+           (load_relaxed(ring->ring.sq.kflags) & IORING_SQ_TASKRUN);
 }
 
 bool os_uring_take(OsUring *ring, OsUringEvent *event)

@@ -159,6 +159,12 @@ int os_uring_cancel_all(OsUring *ring, uint64_t ignore);
  */
 int os_uring_wait(OsUring *ring, int64_t timeout_ns);
 
+/*
+ * Whether the kernel has done only some of what was due when it was entered
+ * last: newer ones do a bounded part.
+ */
+bool os_uring_due(const OsUring *ring);
+
 /* Take the oldest completion.  Returns whether there was one. */
 bool os_uring_take(OsUring *ring, OsUringEvent *event);
 

@@ -729,6 +729,38 @@ static void coroutine_fn look_for_a_while(void *opaque)
     looker->done = true;
 }
 
+/*
+ * Newer kernels do 20 of the things that are due each time that they are
+ * entered, so that the end of a poll may have to wait for others.
+ */
+TEST(a_removed_handler_lets_go_of_the_file_though_much_is_due)
+{
+    enum { MANY = 200 };
+    int fds[2], many[MANY][2];
+    char byte;
+
+    begin();
+    open_pair(fds);
+    watch(fds[0], nothing, NULL, NULL);
+    for (int i = 0; i < MANY; i++) {
+        open_pair(many[i]);
+        watch(many[i][0], nothing, NULL, NULL);
+    }
+    aio_poll(ctx, false);
+    for (int i = 0; i < MANY; i++) {
+        poke(many[i][1]);
+    }
+    unwatch(fds[0]);
+    close(fds[0]);
+    CHECK_EQ(recv(fds[1], &byte, 1, MSG_DONTWAIT), 0);
+    close(fds[1]);
+    for (int i = 0; i < MANY; i++) {
+        unwatch(many[i][0]);
+        close_pair(many[i]);
+    }
+    end();
+}
+
 TEST(a_wait_that_has_timed_out_lets_go_of_the_file)
 {
     Looker looker = {0};

@@ -64,6 +64,9 @@
  * it: [uring-drop] in docs/memory-ordering.md.
  */
 
+/* So often the kernel is entered at once for something that must be done. */
+#define ENTRIES_MOST 100
+
 /* Completions that one wait takes. */
 #define BATCH 256
 
@@ -336,6 +339,17 @@ static int enter_ring(UringState *state, int64_t timeout_ns)
     return ret;
 }
 
+/* The removal of a poll, or the end of a call, has been queued: have the kernel
+ * let go of the file now.  What completes is taken later. */
+static void enter_until_done(UringState *state)
+{
+    unsigned entries = 0;
+
+    do {
+        enter_ring(state, 0);
+    } while (os_uring_due(state->ring) && ++entries < ENTRIES_MOST);
+}
+
 /* --- what is wanted -------------------------------------------------------*/
 
 static int reserve_locked(UringState *state, int fd)
@@ -507,7 +521,7 @@ static int update_uring(AioContext *ctx, int fd, uint32_t serial, uint32_t old,
     os_mutex_unlock(&state->lock);
     if (held && context_is_home(ctx, os_thread())) {
         prepare(ctx, state);
-        enter_ring(state, 0); /* what completes is taken later */
+        enter_until_done(state);
     }
     return ret;
 }
@@ -830,7 +844,7 @@ static void drop_uring(AioContext *ctx, IoOp *op)
     if (drop_from_queue(ctx, state, op) && context_is_home(ctx, os_thread()) &&
         cancel_uring(ctx, op) && !MUTANT(URING_DROP_NOT_ENTERED)) {
         MARK("uring: the home thread has the kernel let go of a file");
-        enter_ring(state, 0);
+        enter_until_done(state);
     }
 }
 
@@ -869,7 +883,8 @@ static void end_all(AioContext *ctx, UringState *state)
     os_uring_cancel_all(state->ring, DATA_IGNORE);
     do {
         ret = enter_ring(state, state->files > 0 ? -1 : 0);
-    } while ((take_left(ctx, state) || state->files > 0) &&
+    } while ((take_left(ctx, state) || state->files > 0 ||
+              os_uring_due(state->ring)) &&
              !is_forbidden(ret));
 }
 

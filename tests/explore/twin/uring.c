@@ -391,6 +391,12 @@ int os_uring_wait(OsUring *ring, int64_t timeout_ns)
     return 0;
 }
 
+bool os_uring_due(const OsUring *ring)
+{
+    check_user(ring);
+    return false;
+}
+
 bool os_uring_take(OsUring *ring, OsUringEvent *event)
 {
     check_user(ring);
