@@ -71,9 +71,11 @@ COAIO_API void iothread_unref(IOThread *iothread);
 COAIO_API AioContext *iothread_context(IOThread *iothread);
 
 /**
- * Run what is due, then end the thread and wait for it.  Coroutines that are
- * parked there then are reported on stderr, by name and by what they wait for,
- * and are left alone; wake-ups that come later are counted and never run.
+ * Run what is due, then end the thread and wait for it, and for calls on files
+ * that its engine makes just then.  Coroutines that are parked there are
+ * reported on stderr, by name and by what they wait for, and are left alone;
+ * they keep no descriptor from being closed.  Wake-ups that come later are
+ * counted and never run.
  * Calling it again does nothing.  Aborts when called from the thread itself.
  *
  * Returns the number of coroutines that were left.

@@ -35,6 +35,7 @@ static uint64_t live_blocks(void)
 
 static uint64_t blocks_before; /* without contexts, stacks being there */
 static uint64_t blocks_of_context;
+static uint64_t blocks_of_stopped; /* whose thread has ended */
 
 static AioContext *new_context(void)
 {
@@ -42,6 +43,11 @@ static AioContext *new_context(void)
 
     CHECK_EQ(aio_context_new(&ctx, NULL), 0);
     return ctx;
+}
+
+static void attach(void *ctx)
+{
+    aio_context_attach(ctx);
 }
 
 /* What the pool and the engine keep is there already. */
@@ -60,6 +66,9 @@ static void begin(void)
     ctx = new_context();
     blocks_of_context = live_blocks() - blocks_before;
     CHECK(blocks_of_context > 0);
+    run_in_thread(attach, ctx);
+    blocks_of_stopped = live_blocks() - blocks_before;
+    CHECK(blocks_of_stopped > 0);
     aio_context_unref(ctx);
     CHECK_EQ(live_blocks(), blocks_before);
 }
@@ -145,11 +154,6 @@ TEST(a_nested_pass_may_drop_the_last_reference)
     check_alive(0);
 }
 
-static void attach(void *ctx)
-{
-    aio_context_attach(ctx);
-}
-
 TEST(a_thread_that_ends_lets_go_of_its_context)
 {
     AioContext *ctx;
@@ -157,7 +161,7 @@ TEST(a_thread_that_ends_lets_go_of_its_context)
     begin();
     ctx = new_context();
     run_in_thread(attach, ctx);
-    check_alive(1);
+    CHECK_EQ(live_blocks(), blocks_before + blocks_of_stopped);
     aio_context_unref(ctx);
     check_alive(0);
 }
@@ -577,7 +581,7 @@ TEST(a_coroutine_keeps_the_context_of_a_stopped_thread)
     loop_call(iothread_context(iothread), enter, co);
     CHECK_EQ(iothread_stop(iothread), 1);
     iothread_unref(iothread);
-    CHECK(live_blocks() >= blocks_before + blocks_of_context);
+    CHECK(live_blocks() >= blocks_before + blocks_of_stopped);
     ctx = new_context();
     aio_context_attach(ctx);
     coroutine_enter(co);

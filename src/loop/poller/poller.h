@@ -103,9 +103,9 @@ typedef struct PollerOps {
     void (*drop)(struct AioContext *ctx, IoOp *op);
 
     /*
-     * The home thread ends, and nobody waits here any more: let go of all files.
-     * What comes afterwards is update() and drop(), of other threads.  NULL:
-     * nothing is held.  Home thread.
+     * The home thread ends, and nobody waits here any more: let go of all
+     * files.  What comes afterwards is update() and drop(), of other threads.
+     * NULL: nothing is held.  Home thread.
      */
     void (*stop)(struct AioContext *ctx);
 
