@@ -40,6 +40,13 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 
+#ifdef __cplusplus
+static_assert(sizeof(off_t) == 8, "-D_FILE_OFFSET_BITS=64, as pkg-config says");
+#else
+_Static_assert(sizeof(off_t) == 8,
+               "-D_FILE_OFFSET_BITS=64, as pkg-config says");
+#endif
+
 COAIO_BEGIN_DECLS
 
 /**

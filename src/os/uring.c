@@ -44,10 +44,12 @@
 #include "os/valgrind.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <liburing.h>
 #include <poll.h>
 #include <signal.h>
 #include <string.h>
+#include <unistd.h>
 
 #define NS_PER_S 1000000000
 
