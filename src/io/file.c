@@ -31,7 +31,7 @@
 
 typedef struct FileCall {
     const IoTransfer *transfer;
-    IoFd *entry;
+    IoUse use;
     OsFileKind kind;
     size_t total; /* bytes */
 } FileCall;
@@ -108,7 +108,7 @@ static ssize_t coroutine_fn transfer_by_engine(const FileCall *f,
         !io_may_submit(request.call) || !is_file_still(t->fd)) {
         return IO_NEEDS_OTHER_WAY;
     }
-    return io_submit(f->entry, &request, t->what);
+    return io_submit(&f->use, &request, t->what);
 }
 
 static ssize_t coroutine_fn transfer_elsewhere(const FileCall *f, IoTransfer *t)
@@ -119,9 +119,9 @@ static ssize_t coroutine_fn transfer_elsewhere(const FileCall *f, IoTransfer *t)
         return result;
     }
     if (t->direction == IO_WRITE) {
-        return io_write_in_worker(f->entry, transfer_blocking, t, t->what);
+        return io_write_in_worker(&f->use, transfer_blocking, t, t->what);
     }
-    return io_run_in_worker(f->entry, transfer_blocking, t, t->what);
+    return io_run_in_worker(&f->use, transfer_blocking, t, t->what);
 }
 
 static bool may_try_nowait(const FileCall *f, IoDirection direction)
@@ -130,7 +130,7 @@ static bool may_try_nowait(const FileCall *f, IoDirection direction)
         direction == IO_READ ? IO_NO_NOWAIT_READ : IO_NO_NOWAIT_WRITE;
 
     return f->kind != OS_FILE_MEMORY &&
-           !(load_relaxed(&f->entry->facts) & no_nowait);
+           !(load_relaxed(&f->use.entry->facts) & no_nowait);
 }
 
 /* The first part of a transfer, without waiting, or IO_NEEDS_WORKER. */
@@ -139,7 +139,7 @@ static ssize_t transfer_at_once(const FileCall *f, IoTransfer *t)
     ssize_t result;
 
     /* The position is locked while a worker uses it. */
-    if (t->offset < 0 && load_relaxed(&f->entry->running) > 0) {
+    if (t->offset < 0 && load_relaxed(&f->use.entry->running) > 0) {
         return IO_NEEDS_WORKER;
     }
     if (f->kind == OS_FILE_MEMORY && f->total <= DIRECT_MAX) {
@@ -150,7 +150,7 @@ static ssize_t transfer_at_once(const FileCall *f, IoTransfer *t)
     }
     result = transfer_nowait(t);
     if (result == -EOPNOTSUPP) {
-        io_fd_learn(f->entry, t->direction == IO_READ ? IO_NO_NOWAIT_READ
+        io_fd_learn(f->use.entry, t->direction == IO_READ ? IO_NO_NOWAIT_READ
                                                       : IO_NO_NOWAIT_WRITE);
         return IO_NEEDS_WORKER;
     }
@@ -167,7 +167,7 @@ static NOINLINE ssize_t coroutine_fn transfer_rest(const FileCall *f,
     ssize_t n;
 
     part.iov = slice;
-    while (done < f->total) {
+    while (done < f->total && !io_use_ended(&f->use)) {
         part.iovcnt = io_slice(f->transfer, done, SIZE_MAX, slice, &bytes);
         if (f->transfer->offset >= 0) {
             part.offset = f->transfer->offset + (off_t)done;
@@ -191,7 +191,7 @@ static NOINLINE ssize_t coroutine_fn transfer_rest(const FileCall *f,
 ssize_t io_file_transfer(const IoTransfer *transfer, IoFd *entry,
                          OsFileKind kind)
 {
-    FileCall f = {.transfer = transfer, .entry = entry, .kind = kind};
+    FileCall f = {.transfer = transfer, .use = io_use(entry), .kind = kind};
     IoTransfer whole = *transfer;
     ssize_t result;
 
@@ -204,6 +204,9 @@ ssize_t io_file_transfer(const IoTransfer *transfer, IoFd *entry,
         result = transfer_by_engine(&f, &whole);
         if (result != IO_NEEDS_OTHER_WAY) {
             return result;
+        }
+        if (io_use_ended(&f.use)) {
+            return -ECANCELED;
         }
     }
     result = transfer_at_once(&f, &whole);
@@ -270,6 +273,7 @@ static int coroutine_fn do_job(const char *what, OsUringRequest *job)
     ssize_t result = IO_NEEDS_OTHER_WAY;
     OsFileKind kind;
     IoFd *entry;
+    IoUse use;
     int ret;
 
     if (!io_begin(what, job->fd)) {
@@ -282,11 +286,12 @@ static int coroutine_fn do_job(const char *what, OsUringRequest *job)
     if (kind == OS_FILE_MEMORY && job->length <= (off_t)DIRECT_MAX) {
         return (int)run_job(job);
     }
+    use = io_use(entry);
     if (kind == OS_FILE_REGULAR) {
-        result = io_submit(entry, job, what);
+        result = io_submit(&use, job, what);
     }
     if (result == IO_NEEDS_OTHER_WAY) {
-        result = io_run_in_worker(entry, run_job, job, what);
+        result = io_run_in_worker(&use, run_job, job, what);
     }
     return (int)result;
 }

@@ -47,7 +47,7 @@ typedef struct IoSide {
  */
 typedef struct IoFd {
     IoSide sides[2];     /* by IoDirection */
-    uint32_t generation; /* both locks: grows with each co_close() */
+    uint32_t generation; /* atomic; both locks: grows with each co_close() */
     bool closing;        /* both locks: co_close() is under way */
     uint32_t facts;      /* atomic; IO_KIND..., IO_NO_... */
     uint32_t transfers;  /* atomic; since the facts were checked; a hint */
@@ -107,6 +107,26 @@ int io_fd_close(IoFd *entry, int fd);
 /* Let the number begin anew; for a file that nobody can wait on, which is then
  * closed without a lock. */
 void io_fd_reopen(IoFd *entry);
+
+/*
+ * The file that a descriptor stood for when a call began.  Each step of the
+ * call that comes after it has been suspended must ask whether it is that still.
+ */
+typedef struct IoUse {
+    IoFd *entry;
+    uint32_t generation;
+} IoUse;
+
+static inline IoUse io_use(IoFd *entry)
+{
+    return (IoUse){entry, load_relaxed(&entry->generation)};
+}
+
+/* For what is over at once; what is not, is begun under the lock of a side. */
+static inline bool io_use_ended(const IoUse *use)
+{
+    return load_relaxed(&use->entry->generation) != use->generation;
+}
 
 /* Has what the lock of a side protects gone since generation? */
 static inline bool io_fd_stale(const IoFd *entry, uint32_t generation)
@@ -175,19 +195,19 @@ ssize_t coroutine_fn io_transfer(IoCall *call);
 typedef ssize_t IoBlocking(void *arg);
 
 /*
- * Call fn(arg), which works on entry (NULL: on no descriptor), in a worker.
+ * Call fn(arg), which works on what is used (NULL: no descriptor), in a worker.
  * Without a home: here.  Returns what it returned; or, if it was not called,
  * -ECANCELED or -ENOMEM.  To tell these apart is for fn, if need be.
  */
-ssize_t coroutine_fn io_run_in_worker(IoFd *entry, IoBlocking *fn, void *arg,
-                                      const char *what);
+ssize_t coroutine_fn io_run_in_worker(const IoUse *use, IoBlocking *fn,
+                                      void *arg, const char *what);
 
 /*
- * The same for a write: after all that were so given for entry before, if such
+ * The same for a write: after all that were so given for it before, if such
  * writes would only wait for each other, and none of them hangs.
  */
-ssize_t coroutine_fn io_write_in_worker(IoFd *entry, IoBlocking *fn, void *arg,
-                                        const char *what);
+ssize_t coroutine_fn io_write_in_worker(const IoUse *use, IoBlocking *fn,
+                                        void *arg, const char *what);
 
 /* The same while the caller has a turn that may have been taken away. */
 ssize_t coroutine_fn io_run_in_worker_turn(const IoTurn *turn, IoBlocking *fn,
@@ -198,7 +218,7 @@ ssize_t coroutine_fn io_run_in_worker_turn(const IoTurn *turn, IoBlocking *fn,
 void io_jobs_cancel_locked(IoFd *entry);
 
 /* What co_close() waits for: returns 0 or -ECANCELED; to be released. */
-int io_fd_hold(IoFd *entry);
+int io_fd_hold(const IoUse *use);
 void io_fd_release(IoFd *entry);
 
 /* --- submit.c: operations of the engine ----------------------------------- */
@@ -212,11 +232,11 @@ bool io_may_submit(OsUringCall call);
 bool io_better_submit(OsUringCall call);
 
 /*
- * Make request, on the file that entry stands for, an operation of the engine
+ * Make request, on the file that is used, an operation of the engine
  * of the caller's context.  Returns its result, -ECANCELED, or
  * IO_NEEDS_OTHER_WAY: nothing was done.
  */
-ssize_t coroutine_fn io_submit(IoFd *entry, const OsUringRequest *request,
+ssize_t coroutine_fn io_submit(const IoUse *use, const OsUringRequest *request,
                                const char *what);
 
 /*

@@ -30,7 +30,7 @@ typedef struct IoJob {
 
     IoFd *entry;         /* NULL: of no descriptor */
     List link;           /* in entry->jobs; the lock of its reading side */
-    uint32_t generation; /* of entry, when it was submitted */
+    uint32_t generation; /* of entry, when the call began */
 } IoJob;
 
 static OsMutex *lock_of(IoFd *entry)
@@ -139,7 +139,7 @@ void io_jobs_cancel_locked(IoFd *entry)
 }
 
 /* Put the job where co_close() finds it.  Returns 0 or -ECANCELED. */
-static int job_link(IoJob *job, const IoTurn *turn)
+static int job_link(IoJob *job)
 {
     IoFd *entry = job->entry;
     bool stale;
@@ -148,7 +148,6 @@ static int job_link(IoJob *job, const IoTurn *turn)
         return 0;
     }
     os_mutex_lock(lock_of(entry));
-    job->generation = turn ? turn->generation : entry->generation;
     stale = io_fd_stale(entry, job->generation);
     if (!stale) {
         list_append(&entry->jobs, &job->link);
@@ -166,8 +165,7 @@ static void job_unlink(IoJob *job)
     }
 }
 
-static ssize_t coroutine_fn job_make(IoJob *job, const IoTurn *turn,
-                                     const char *what)
+static ssize_t coroutine_fn job_make(IoJob *job, const char *what)
 {
     int ret;
 
@@ -176,7 +174,7 @@ static ssize_t coroutine_fn job_make(IoJob *job, const IoTurn *turn,
     job->job.arg = job;
     job->job.done = job_done;
     job->error = -ECANCELED;
-    ret = job_link(job, turn);
+    ret = job_link(job);
     if (ret < 0) {
         return ret;
     }
@@ -192,40 +190,47 @@ static ssize_t coroutine_fn job_make(IoJob *job, const IoTurn *turn,
     return co_wait_park(&job->wait, -1);
 }
 
-static ssize_t coroutine_fn run(IoFd *entry, const IoTurn *turn,
-                                WorkerLane *lane, IoBlocking *fn, void *arg,
-                                const char *what)
+static ssize_t coroutine_fn run(const IoUse *use, WorkerLane *lane,
+                                IoBlocking *fn, void *arg, const char *what)
 {
     IoJob job = {
-        .job = {.lane = lane}, .entry = entry, .fn = fn, .arg = arg};
+        .job = {.lane = lane},
+        .fn = fn,
+        .arg = arg,
+        .entry = use ? use->entry : NULL,
+        .generation = use ? use->generation : 0,
+    };
     ssize_t result;
 
     if (!io_has_home()) {
         return fn(arg);
     }
-    result = job_make(&job, turn, what);
+    result = job_make(&job, what);
     /* No worker; one that has begun says what fn says. */
     return result == -EAGAIN && !job.begun ? -ENOMEM : result;
 }
 
-ssize_t io_run_in_worker(IoFd *entry, IoBlocking *fn, void *arg,
+ssize_t io_run_in_worker(const IoUse *use, IoBlocking *fn, void *arg,
                          const char *what)
 {
-    return run(entry, NULL, NULL, fn, arg, what);
+    return run(use, NULL, fn, arg, what);
 }
 
-ssize_t io_write_in_worker(IoFd *entry, IoBlocking *fn, void *arg,
+ssize_t io_write_in_worker(const IoUse *use, IoBlocking *fn, void *arg,
                            const char *what)
 {
+    IoFd *entry = use->entry;
     bool exclude = load_relaxed(&entry->facts) & IO_WRITES_EXCLUDE;
 
-    return run(entry, NULL, exclude ? &entry->writes : NULL, fn, arg, what);
+    return run(use, exclude ? &entry->writes : NULL, fn, arg, what);
 }
 
 ssize_t io_run_in_worker_turn(const IoTurn *turn, IoBlocking *fn, void *arg,
                               const char *what)
 {
-    return run(turn->entry, turn, NULL, fn, arg, what);
+    const IoUse use = {turn->entry, turn->generation};
+
+    return run(&use, NULL, fn, arg, what);
 }
 
 /* --- the public call ------------------------------------------------------*/
@@ -250,22 +255,23 @@ int co_run_in_worker(int (*fn)(void *arg), void *arg)
     if (!io_begin("co_run_in_worker", -1)) {
         return fn(arg);
     }
-    return (int)job_make(&job, NULL, "co_run_in_worker");
+    return (int)job_make(&job, "co_run_in_worker");
 }
 
 /* --- operations of the engine ---------------------------------------------*/
 
-int io_fd_hold(IoFd *entry)
+int io_fd_hold(const IoUse *use)
 {
-    bool closing;
+    IoFd *entry = use->entry;
+    bool stale;
 
     os_mutex_lock(lock_of(entry));
-    closing = entry->closing;
-    if (!closing) {
+    stale = io_fd_stale(entry, use->generation);
+    if (!stale) {
         store_relaxed(&entry->running, entry->running + 1);
     }
     os_mutex_unlock(lock_of(entry));
-    return closing ? -ECANCELED : 0;
+    return stale ? -ECANCELED : 0;
 }
 
 void io_fd_release(IoFd *entry)

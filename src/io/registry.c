@@ -241,7 +241,7 @@ static void unlock_both(IoFd *entry)
 /* All that was begun on the number before is over: with both locks. */
 static void begin_generation(IoFd *entry, uint32_t facts, List *ended)
 {
-    entry->generation++;
+    store_relaxed(&entry->generation, entry->generation + 1);
     store_relaxed(&entry->facts, facts);
     store_relaxed(&entry->seen, (uint64_t)0);
     for (int d = 0; d < 2; d++) {

@@ -182,18 +182,19 @@ static ssize_t coroutine_fn submit_file_call(AioContext *ctx,
     return outcome(result, error);
 }
 
-ssize_t io_submit(IoFd *entry, const OsUringRequest *request, const char *what)
+ssize_t io_submit(const IoUse *use, const OsUringRequest *request,
+                  const char *what)
 {
     ssize_t result;
 
     if (!io_may_submit(request->call)) {
         return IO_NEEDS_OTHER_WAY;
     }
-    result = io_fd_hold(entry);
+    result = io_fd_hold(use);
     if (result < 0) {
         return result;
     }
-    return submit_file_call(os_thread()->context, request, entry, what);
+    return submit_file_call(os_thread()->context, request, use->entry, what);
 }
 
 /* Under the lock of the side, so that co_close() finds it or is found. */

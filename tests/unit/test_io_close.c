@@ -349,10 +349,12 @@ static void coroutine_fn work(void *opaque)
 {
     Job *job = opaque;
 
-    job->result =
-        job->writes
-            ? io_write_in_worker(job->entry, block_until_told, job, "test")
-            : io_run_in_worker(job->entry, block_until_told, job, "test");
+    IoUse use = job->entry ? io_use(job->entry) : (IoUse){NULL, 0};
+    const IoUse *used = job->entry ? &use : NULL;
+
+    job->result = job->writes
+                      ? io_write_in_worker(used, block_until_told, job, "test")
+                      : io_run_in_worker(used, block_until_told, job, "test");
     job->done = true;
 }
 

@@ -497,7 +497,9 @@ static void coroutine_fn hold_writes(void *opaque)
 {
     Held *held = opaque;
 
-    CHECK_EQ(io_write_in_worker(held->entry, hold, held, "test"), 0);
+    IoUse use = io_use(held->entry);
+
+    CHECK_EQ(io_write_in_worker(&use, hold, held, "test"), 0);
     held->done = true;
 }
 

@@ -460,6 +460,27 @@ TEST(what_has_become_a_pipe_has_no_offset)
     end();
 }
 
+/*
+ * The kernel had no memory for it.  co_close(), which had waited for it, went
+ * on first, and the worker's call was made on whatever had the number next.
+ */
+TEST(what_was_closed_meanwhile_goes_no_other_way)
+{
+    Call reading, closing;
+    int fd;
+
+    begin();
+    fd = make_file(O_DIRECT);
+    os_fault_arm(1, EAGAIN, "preadv");
+    start(&reading, read_page, fd);
+    CHECK(os_fault_fired() && !reading.done);
+    start(&closing, close_it, fd);
+    CHECK(!closing.done);
+    CHECK_EQ(finish(&reading), -ECANCELED);
+    CHECK_EQ(finish(&closing), 0);
+    end();
+}
+
 TEST(without_room_a_worker_does_it)
 {
     int fd;
