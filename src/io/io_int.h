@@ -110,7 +110,8 @@ void io_fd_reopen(IoFd *entry);
 
 /*
  * The file that a descriptor stood for when a call began.  Each step of the
- * call that comes after it has been suspended must ask whether it is that still.
+ * call that comes after it has been suspended must ask whether it is that
+ * still.
  */
 typedef struct IoUse {
     IoFd *entry;

@@ -4,8 +4,9 @@
  * MSG_NOSIGNAL keeps SIGPIPE away; so O_NONBLOCK does not matter.
  *
  * There is no such flag for accept(2) and connect(2).  On a blocking listening
- * socket a connection is taken when there is one; if it is taken away by
- * another process between the two, the thread blocks until the next one comes
+ * socket a connection is taken when there is one, by one thread at a time; if
+ * it is taken away by another process in between, or by accept(2) elsewhere in
+ * this one, the thread blocks until the next one comes
  * (a socket that several processes accept from should be nonblocking, for us
  * as for anybody).  A blocking socket is connected in a worker.
  */
@@ -334,22 +335,38 @@ static ssize_t no_connection(int fd)
     return ret ? -EAGAIN : -EINVAL;
 }
 
+static ssize_t accept_now(const SocketCall *s)
+{
+    return os_accept(s->call.fd, s->addr, s->addrlen, s->flags);
+}
+
+/* Of one that has no O_NONBLOCK: the connection that poll(2) has seen must be
+ * there still. */
+static ssize_t accept_if_ready(const SocketCall *s)
+{
+    static OsMutex lock = OS_MUTEX_INIT;
+    struct pollfd pollfd = {.fd = s->call.fd, .events = POLLIN};
+    ssize_t result;
+
+    os_mutex_lock(&lock);
+    result = os_poll(&pollfd, 1, 0);
+    if (result > 0) {
+        result = accept_now(s);
+    } else if (result == 0) {
+        result = no_connection(s->call.fd);
+    }
+    os_mutex_unlock(&lock);
+    return result;
+}
+
 static ssize_t try_accept(IoCall *call)
 {
-    SocketCall *s = socket_call(call);
-    struct pollfd pollfd = {.fd = call->fd, .events = POLLIN};
     int ready = os_file_nonblocking(call->fd);
 
     if (ready == 0) {
-        ready = os_poll(&pollfd, 1, 0);
-        if (ready == 0) {
-            return no_connection(call->fd);
-        }
+        return accept_if_ready(socket_call(call));
     }
-    if (ready < 0) {
-        return ready;
-    }
-    return os_accept(call->fd, s->addr, s->addrlen, s->flags);
+    return ready < 0 ? ready : accept_now(socket_call(call));
 }
 
 int co_accept(int fd, struct sockaddr *addr, socklen_t *addrlen, int flags)

@@ -6,6 +6,7 @@
 
 #include "go.h"
 #include "io/io_int.h"
+#include "loopthread.h"
 #include "loop/wait.h"
 #include "loop/worker.h"
 #include "os/fault.h"
@@ -516,6 +517,101 @@ ON_EACH_ENGINE(several_accept_in_order)
         close(caller.fd);
     }
     close(fd);
+    go_end(ctx);
+}
+
+static int accepting; /* atomic; threads that are about to call accept(2) */
+
+/* Wait for the other one, if it comes. */
+static void meet_at_accept(const OsRecord *r)
+{
+    const struct timespec ms = {.tv_nsec = 1000000};
+
+    if (r->begin && strcmp(r->call, "accept") == 0) {
+        fetch_add_relaxed(&accepting, 1);
+        for (int i = 0; i < 300 && load_relaxed(&accepting) < 2; i++) {
+            nanosleep(&ms, NULL);
+        }
+    }
+}
+
+static void take_there(void *end)
+{
+    go(take, end);
+}
+
+static void nothing(void *opaque)
+{
+    (void)opaque;
+}
+
+typedef struct Rescue {
+    const Address *address;
+    sem_t over;
+    bool made;
+} Rescue;
+
+static void *connect_in_the_end(void *opaque)
+{
+    Rescue *rescue = opaque;
+    struct timespec end;
+
+    CHECK_EQ(clock_gettime(CLOCK_REALTIME, &end), 0);
+    end.tv_sec += 20;
+    while (sem_timedwait(&rescue->over, &end) < 0 && !rescue->made) {
+        rescue->made = errno == ETIMEDOUT;
+        if (rescue->made) {
+            CHECK_EQ(connect(client(rescue->address, 0), &rescue->address->any,
+                             rescue->address->length),
+                     0);
+        }
+    }
+    return NULL;
+}
+
+static void coroutine_fn shut(void *opaque)
+{
+    End *end = opaque;
+
+    end->result = co_close(end->fd);
+    end->done = true;
+}
+
+/* Both saw the one connection, and the second one blocked its whole loop. */
+ON_EACH_ENGINE(two_contexts_accept_from_one_that_blocks)
+{
+    AioContext *ctx = go_begin(engine);
+    LoopThread loop;
+    Address address;
+    Rescue rescue = {.address = &address};
+    int fd = listening(AF_INET, 0, 5, &address);
+    int caller = client(&address, 0);
+    End here = {.fd = fd}, there = {.fd = fd}, closing = {.fd = fd};
+    pthread_t thread;
+
+    CHECK_EQ(sem_init(&rescue.over, 0, 0), 0);
+    CHECK_EQ(setenv("COAIO_ENGINE", engine, 1), 0);
+    loop_thread_start(&loop, "loop");
+    CHECK_EQ(connect(caller, &address.any, address.length), 0);
+    CHECK_EQ(pthread_create(&thread, NULL, connect_in_the_end, &rescue), 0);
+    os_set_recorder(meet_at_accept);
+    aio_bh_schedule_oneshot(loop.ctx, take_there, &there);
+    go(take, &here);
+    loop_call(loop.ctx, nothing, NULL);
+    os_set_recorder(NULL);
+    sem_post(&rescue.over);
+    CHECK_EQ(pthread_join(thread, NULL), 0);
+    CHECK(!rescue.made);
+    go(shut, &closing);
+    go_until(ctx, &closing.done);
+    loop_call(loop.ctx, nothing, NULL);
+    go_settle(ctx);
+    CHECK(here.done && there.done);
+    CHECK_EQ(here.result < 0 ? here.result : there.result, -ECANCELED);
+    close(here.result < 0 ? there.result : here.result);
+    close(caller);
+    loop_thread_stop(&loop);
+    sem_destroy(&rescue.over);
     go_end(ctx);
 }
 
