@@ -523,20 +523,21 @@ bool fd_watching(const AioContext *ctx)
     return load_relaxed(&ctx->fds->n_watched) > 0;
 }
 
-/* Ask rec's poll callback, without the lock. */
+/* Ask rec's poll callback, without the lock.  Who has taken its place meanwhile
+ * has not answered. */
 static bool ask_handler(FdTable *table, const FdRecord *rec)
 {
-    AioFdPollFunc *poll_func = rec->handler.poll;
-    void *opaque = rec->handler.opaque;
+    FdHandler asked = rec->handler;
     bool ready;
 
     os_mutex_unlock(&table->lock);
     if (MUTANT(FD_BUSY_READS_LATE)) {
-        opaque = rec->handler.opaque;
+        asked.opaque = rec->handler.opaque;
     }
-    ready = poll_func(opaque);
+    ready = asked.poll(asked.opaque);
     os_mutex_lock(&table->lock);
-    return ready;
+    return ready && rec->handler.poll == asked.poll &&
+           rec->handler.opaque == asked.opaque;
 }
 
 bool fd_busy_poll(AioContext *ctx)
@@ -552,7 +553,7 @@ bool fd_busy_poll(AioContext *ctx)
     for (link = list_first(&table->polled); link; link = next) {
         FdRecord *rec = list_entry(link, FdRecord, polled_link);
 
-        if (ask_handler(table, rec) && rec->handler.poll) {
+        if (ask_handler(table, rec)) {
             rec->todo |= TODO_POLLED;
             mark_ready(table, rec);
             progress = true;

@@ -264,8 +264,8 @@ int64_t context_foreign_prepare(AioContext *ctx)
         !notify_prepare_sleep(ctx, short_enough(timeout_ns))) {
         timeout_ns = 0;
     }
-    if (ctx->poller.ops->prepare) {
-        ctx->poller.ops->prepare(ctx);
+    if (ctx->poller.ops->prepare && !ctx->poller.ops->prepare(ctx)) {
+        timeout_ns = 0;
     }
     return timeout_ns;
 }

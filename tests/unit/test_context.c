@@ -6,6 +6,7 @@
  */
 #include "engines.h"
 #include "loop/context.h"
+#include "loop/fd_int.h"
 #include "loopthread.h"
 #include "os/clock.h"
 #include "os/fault.h"
@@ -583,6 +584,59 @@ TEST(busy_polling_is_part_of_the_time_to_wait)
         }
         CHECK(longest_ns <= wait_ns - poll_ns);
     }
+    aio_context_unref(ctx);
+}
+
+typedef struct Asked {
+    AioContext *ctx;
+    int fd;
+    struct Asked *next; /* takes its place when it is asked */
+    unsigned runs;
+} Asked;
+
+static void run_asked(void *opaque)
+{
+    Asked *asked = opaque;
+
+    asked->runs++;
+}
+
+static bool give_way(void *opaque);
+
+static void watch_asked(Asked *asked)
+{
+    CHECK_EQ(aio_set_fd_handler(asked->ctx, asked->fd, NULL, NULL, give_way,
+                                run_asked, asked),
+             0);
+}
+
+static bool give_way(void *opaque)
+{
+    const Asked *asked = opaque;
+
+    if (asked->next) {
+        watch_asked(asked->next);
+    }
+    return asked->next;
+}
+
+/* It was told that it was ready, which it had not said. */
+TEST(a_handler_does_not_answer_for_the_one_in_its_place)
+{
+    AioContext *ctx = new_named("busy");
+    Asked second = {.ctx = ctx}, first = {.ctx = ctx, .next = &second};
+    int fds[2];
+
+    aio_context_attach(ctx);
+    CHECK_EQ(pipe(fds), 0);
+    first.fd = second.fd = fds[0];
+    watch_asked(&first);
+    CHECK(!fd_busy_poll(ctx));
+    CHECK(!fd_dispatch(ctx));
+    CHECK_EQ(first.runs + second.runs, 0);
+    CHECK_EQ(aio_set_fd_handler(ctx, fds[0], NULL, NULL, NULL, NULL, NULL), 0);
+    close(fds[0]);
+    close(fds[1]);
     aio_context_unref(ctx);
 }
 

@@ -7,9 +7,11 @@
 #include "engines.h"
 #include "harness.h"
 #include "loop/context.h"
+#include "os/fault.h"
 
 #include <coaio/coaio.h>
 
+#include <errno.h>
 #include <limits.h>
 #include <poll.h>
 #include <pthread.h>
@@ -129,6 +131,21 @@ ON_EACH_DRIVEN(a_ready_descriptor_ends_the_sleep)
     aio_set_fd_handler(ctx, fds[0], NULL, NULL, NULL, NULL, NULL);
     close(fds[0]);
     close(fds[1]);
+    aio_context_unref(ctx);
+}
+
+/* The kernel did not take in what ends its sleep. */
+TEST(without_memory_in_the_kernel_it_does_not_sleep)
+{
+    needs_uring();
+    set_up("uring");
+    CHECK(ctx->poller.ops->descriptor(ctx) >= 0);
+    os_fault_arm(1, EAGAIN, "io_uring_enter");
+    CHECK_EQ(context_foreign_prepare(ctx), 0);
+    CHECK(os_fault_fired());
+    CHECK(!context_foreign_dispatch(ctx));
+    CHECK_EQ(context_foreign_prepare(ctx), -1);
+    CHECK(!context_foreign_dispatch(ctx));
     aio_context_unref(ctx);
 }
 

@@ -104,8 +104,9 @@ typedef struct PollerOps {
 
     /*
      * The home thread ends, and nobody waits here any more: let go of all
-     * files.  What comes afterwards is update() and drop(), of other threads.
-     * NULL: nothing is held.  Home thread.
+     * files.  Who is closing one goes on, and may begin something that ends
+     * with this.  What comes afterwards is update() and drop(), of other
+     * threads.  NULL: nothing is held.  Home thread.
      */
     void (*stop)(struct AioContext *ctx);
 
@@ -113,8 +114,9 @@ typedef struct PollerOps {
      * foreign loops; or -1, perhaps because operations are under way. */
     int (*descriptor)(struct AioContext *ctx);
 
-    /* Before a foreign loop sleeps on that; or NULL.  Home thread. */
-    void (*prepare)(struct AioContext *ctx);
+    /* Before a foreign loop sleeps on that; or NULL.  Returns false if it must
+     * not sleep, but come again.  Home thread. */
+    bool (*prepare)(struct AioContext *ctx);
 } PollerOps;
 
 typedef struct Poller {

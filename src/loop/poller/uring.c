@@ -945,7 +945,7 @@ static int describe_uring(AioContext *ctx)
                : -1;
 }
 
-static void prepare_uring(AioContext *ctx)
+static bool prepare_uring(AioContext *ctx)
 {
     UringState *state = ctx->poller.state;
     int ret = state->enabled ? 0 : enable(state);
@@ -954,8 +954,8 @@ static void prepare_uring(AioContext *ctx)
         ctx->poller.replaceable = false; /* the descriptor is in use */
         give_way(ctx, ret);
     }
-    prepare(ctx, state);
-    enter_ring(state, 0);
+    ret = prepare(ctx, state);
+    return enter_ring(state, 0) == 0 && ret == 0;
 }
 
 const PollerOps poller_uring = {
