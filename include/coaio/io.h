@@ -70,6 +70,8 @@ COAIO_API ssize_t coroutine_fn co_pwritev(int fd, const struct iovec *iov,
 /**
  * recv(2), send(2), recvmsg(2), sendmsg(2).  flags are passed on, except that
  * MSG_DONTWAIT does not make them return -EAGAIN: use co_poll_fd() to look.
+ * An error that ends a receive with MSG_WAITALL after some bytes gives their
+ * count; on TCP the next call may then see the end of the stream in its place.
  */
 COAIO_API ssize_t coroutine_fn co_recv(int fd, void *buf, size_t count,
                                        int flags);
