@@ -126,6 +126,9 @@ static bool coroutine_fn exchange_flags(Handshake *h)
  */
 static HandshakeNext coroutine_fn refuse_long(Handshake *h)
 {
+    if (h->option == NBD_OPT_SET_META_CONTEXT) {
+        h->meta_export = NULL; /* as in do_meta_context() */
+    }
     if (h->option == NBD_OPT_EXPORT_NAME ||
         !input_skip(h->conn, h->length)) {
         return HANDSHAKE_CLOSE;

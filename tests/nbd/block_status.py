@@ -109,6 +109,17 @@ def a_set_that_fails_selects_nothing(box):
 
 
 @case
+def a_set_that_is_too_long_selects_nothing(box):
+    """It was refused before it was looked at, and what had been set stayed."""
+    client = open_hello(box)
+    client.meta_context(nbd.OPT_SET_META_CONTEXT, "disk", [ALLOCATION])
+    eq(client.option_status(nbd.OPT_SET_META_CONTEXT, bytes(32 * KIB + 1)),
+       nbd.REP_ERR_TOO_BIG, "reply")
+    eq(client.go("disk"), nbd.REP_ACK, "reply to GO")
+    eq(client.call(nbd.CMD_BLOCK_STATUS, 0, 512).error, nbd.EINVAL, "error")
+
+
+@case
 def contexts_are_those_of_one_export(box):
     """What was set for one export is void for another."""
     client = open_hello(box)
