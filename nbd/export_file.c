@@ -8,7 +8,8 @@
  * past through another: that is what multi-conn rests on.
  *
  * The size is taken when the export is opened, and stays.  If the file shrinks
- * under the server, reads behind its end give EIO.
+ * under the server, reads behind its end give EIO, and what was there is not
+ * called a hole.  A write makes it longer again; punching zeroes does not.
  */
 #include "export_file.h"
 

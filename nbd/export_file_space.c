@@ -24,6 +24,7 @@
 #include <linux/fs.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <coaio/io.h>
@@ -238,6 +239,37 @@ static int next_extent(int fd, uint64_t pos, uint64_t end, uint64_t *run_end)
     return 0;
 }
 
+/*
+ * What a file has lost that was made shorter is no hole: a client would not
+ * read it, and take for zeroes what it could not have.  The first hole that
+ * reaches behind the end is cut there, or called data if it begins there, and
+ * is the last extent.  Returns how many there are, or -errno.
+ */
+static int cut_behind_the_end(ExtentsJob *job, int n)
+{
+    uint64_t pos = job->offset;
+    struct stat st;
+
+    /* After the seeks, lest it shrinks in between. */
+    if (fstat(job->fd, &st) < 0) {
+        return -errno;
+    }
+    for (int i = 0; i < n; i++) {
+        Extent *extent = &job->extents[i];
+
+        if (extent->state != 0 && pos + extent->length > (uint64_t)st.st_size) {
+            if (pos < (uint64_t)st.st_size) {
+                extent->length = (uint32_t)((uint64_t)st.st_size - pos);
+            } else {
+                extent->state = 0;
+            }
+            return i + 1;
+        }
+        pos += extent->length;
+    }
+    return n;
+}
+
 /* Moves the file position, which nothing else uses. */
 static int extents_job(void *arg)
 {
@@ -257,7 +289,7 @@ static int extents_job(void *arg)
         pos = run_end;
         n++;
     }
-    return n;
+    return cut_behind_the_end(job, n);
 }
 
 int coroutine_fn file_extents(Export *export, uint32_t length, uint64_t offset,

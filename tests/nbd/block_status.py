@@ -4,6 +4,7 @@
 Metadata contexts and BLOCK_STATUS.
 """
 
+import os
 import struct
 
 import nbdclient as nbd
@@ -224,6 +225,39 @@ def it_follows_writes_and_trims(box):
         eq(client.trim(8 * MIB, MIB), nbd.OK, "TRIM")
         eq(states(client, 7 * MIB, 3 * MIB), [(3 * MIB, HOLE)],
            "extents")
+
+
+@case
+def what_a_file_has_lost_is_no_hole(box):
+    """
+    Behind the end of a file that was made shorter, reads fail.  What was lost
+    was told to be a hole: clients that ask first did not read it, but wrote
+    zeroes, and the copy had succeeded.
+    """
+    need_holes(box)
+    server = serve(box)
+    with nbd.Client(server.address()) as client:
+        client.ready("disk")
+        for end in 63 * MIB + 4096, 32 * MIB + 4096 + 1, 512 * KIB, 0:
+            os.truncate(server.image, end)
+            for at in 0, 512 * KIB - 1, 512 * KIB, 2 * MIB, 63 * MIB:
+                check_holes(client, at, end)
+            extent, = client.status(end, 4096, nbd.FLAG_REQ_ONE)
+            eq(extent, (4096, 0), "extent")
+            run("nbdcopy", server.uri("disk"), box.path("copy"), status=1)
+        eq(client.write(60 * MIB, b"grown again"), nbd.OK, "WRITE")
+        eq(states(client, 48 * MIB, 4 * MIB), [(4 * MIB, HOLE)], "extents")
+
+
+def check_holes(client, at, end):
+    """From at on, what was a hole is one up to the end of the file."""
+    while at < 64 * MIB:
+        for extent in client.status(at, 64 * MIB - at):
+            if MIB <= at < min(end, 63 * MIB):
+                eq(extent, (min(end, 63 * MIB) - at, HOLE), f"extent at {at}")
+            else:
+                eq(extent.flags, 0, f"state at {at} of a file of {end} bytes")
+            at += extent.length
 
 
 @case
