@@ -54,13 +54,22 @@
 #define ARRIVAL_PAUSE_NS (NS_PER_SECOND / 100)
 #define ARRIVAL_BYTES    ((size_t)1 << 20)
 
+/* The bytes in the socket that the client's side has not taken. */
+static int untaken(const Connection *conn)
+{
+    int bytes;
+
+    return ioctl(conn->fd, SIOCOUTQ, &bytes) == 0 ? bytes : 0;
+}
+
 static void arm_timer(Connection *conn, int64_t ns)
 {
     conn->timer_progress = conn->progress;
+    conn->timer_untaken = untaken(conn);
     aio_timer_mod_ns(&conn->timer, aio_clock_ns(AIO_CLOCK_MONOTONIC) + ns);
 }
 
-/* Waits for replies to leave, for as long as some do. */
+/* Waits for replies to leave, for as long as the client takes some. */
 static void arm_patience(Connection *conn)
 {
     int64_t left;
@@ -79,6 +88,18 @@ static bool too_late(const Connection *conn)
            aio_clock_ns(AIO_CLOCK_MONOTONIC) >= conn->stop_deadline_ns;
 }
 
+/*
+ * Whether the client has taken something since the timer was armed.  The sender
+ * alone does not know: it waits until the socket has room again, which is when
+ * a third of what it held is gone, or three quarters, and that may be a
+ * megabyte.
+ */
+static bool takes_replies(const Connection *conn)
+{
+    return conn->progress != conn->timer_progress ||
+           untaken(conn) < conn->timer_untaken;
+}
+
 static void connection_timer(void *opaque)
 {
     Connection *conn = opaque;
@@ -87,7 +108,7 @@ static void connection_timer(void *opaque)
         log_client(LOG_LEVEL_INFO, "client %llu: the handshake takes too long",
                    (unsigned long long)conn->id);
         connection_kill(conn);
-    } else if (conn->sending && conn->progress == conn->timer_progress) {
+    } else if (conn->sending && !takes_replies(conn)) {
         log_client(LOG_LEVEL_INFO, "client %llu: takes no replies; dropping "
                    "it", (unsigned long long)conn->id);
         connection_kill(conn);
@@ -207,8 +228,7 @@ static void coroutine_fn wait_for_arrival(Connection *conn)
     int least = INT_MAX;
     int left;
 
-    while (ioctl(conn->fd, SIOCOUTQ, &left) == 0 && left > 0 &&
-           !is_reset(conn)) {
+    while ((left = untaken(conn)) > 0 && !is_reset(conn)) {
         if (left < least) {
             least = left;
             given_up = now + STOP_PATIENCE_NS;

@@ -142,7 +142,8 @@ struct Connection {
     bool stopping;            /* the server stops: receive no more */
     bool dead;                /* sending has failed: drop what is ready */
     AioTimer timer;           /* handshake first, then a stuck client */
-    uint64_t timer_progress;  /* progress when it was armed */
+    uint64_t timer_progress;  /* progress when it was armed... */
+    int timer_untaken;        /* ... and the bytes that the socket held */
     int64_t stop_deadline_ns; /* for the last replies, once it is stopping */
     AioBHStorage gone_bh;     /* tells the main thread */
 

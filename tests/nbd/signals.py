@@ -158,9 +158,43 @@ def a_client_that_reads_slowly_is_dropped_in_time(box):
     assert taken < 200 * 32 * MIB, "it took everything"
 
 
-def client_of_a_narrow_window(box, server):
+@case
+def clients_that_read_slowly_and_steadily_get_every_reply(box):
+    """
+    The server can send again when a good part of the socket's buffer is free,
+    and that takes them longer than it waits for one that takes nothing: they
+    were dropped after five seconds.
+    """
+    server = box.server("disk=memory:16M", tcp=["127.0.0.1"],
+                        options=["--stop-timeout", 600])
+    # Of what a UNIX socket holds, less than of what TCP does.
+    rates = {box.closing(nbd.Client(server.address()).ready()): 20 * KIB,
+             client_of_a_narrow_window(box, server, 1): 100 * KIB}
+    for client in rates:
+        client.send(b"".join(client.pack(nbd.CMD_READ, i * MIB, MIB)
+                             for i in range(16)))
+        client.buffer += client.sock.recv(1)   # so all were received
+    server.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: is_refused(server.address()), "the socket to go")
+    start = time.monotonic()
+    while (now := time.monotonic() - start) < 7:
+        for client, rate in rates.items():
+            due = int(now * rate) - len(client.buffer)
+            if due > 0:
+                client.buffer += client.sock.recv(due)
+        time.sleep(0.02)
+    for client in rates:
+        for reply in client.collect().values():
+            eq((reply.error, len(reply.data)), (nbd.OK, MIB), "reply")
+    for client in rates:
+        client.expect_eof()
+    server.wait()
+    assert "dropping it" not in server.output(), server.output()
+
+
+def client_of_a_narrow_window(box, server, index=0):
     """What it does not read stays with the server's end of the connection."""
-    client = nbd.Client(server.address())
+    client = nbd.Client(server.addresses()[index])
     client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * KIB)
     return box.closing(client.ready())
 
