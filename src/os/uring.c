@@ -27,7 +27,7 @@
  *                        receives that begin by waiting, which are not used
  *                        without (they would try in vain first)
  *   otherwise            they interrupt the thread
- *   CQE_SKIP       5.17  removals that work say nothing; else the engine is
+ *   CQE_SKIP       5.17  cancels that work say nothing; else the engine is
  *                        told to ignore them
  *   RSRC_TAGS      5.13  needed: it came with multishot polls, which have no
  *                        flag of their own
@@ -67,7 +67,7 @@ struct OsUring {
     bool flagged;   /* the kernel says when it wants to be entered */
     bool files;     /* may be used for calls on files */
     bool sockets;   /* and for calls on sockets */
-    uint8_t skip;   /* IOSQE_... for a removal */
+    uint8_t skip;   /* IOSQE_... for a cancel */
     uint64_t known; /* bit by IORING_OP_...: the kernel has it */
     int64_t enter_ns;
 };
@@ -349,19 +349,6 @@ int os_uring_poll(OsUring *ring, int fd, uint32_t events, bool multishot,
         io_uring_prep_poll_add(sqe, fd, events);
     }
     io_uring_sqe_set_data64(sqe, data);
-    return 0;
-}
-
-int os_uring_poll_remove(OsUring *ring, uint64_t data, uint64_t ignore)
-{
-    struct io_uring_sqe *sqe = get_slot(ring);
-
-    if (!sqe) {
-        return -EAGAIN;
-    }
-    io_uring_prep_poll_remove(sqe, data);
-    io_uring_sqe_set_flags(sqe, ring->skip);
-    io_uring_sqe_set_data64(sqe, ignore);
     return 0;
 }
 

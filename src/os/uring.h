@@ -9,7 +9,7 @@
  *
  * Requests are put into a queue that the kernel sees with the next
  * os_uring_wait(), however many they are, if they fit in (-EAGAIN: they do
- * not).  Each request but the removals completes once with the data that it
+ * not).  Each request but the cancels completes once with the data that it
  * was given, except that a multishot poll completes again and again, and says
  * with `more` that it goes on.
  *
@@ -69,7 +69,7 @@ typedef struct OsUringEvent {
 enum {
     OS_URING_NO_DEFER = 1, /* completions delivered when we ask only */
     OS_URING_NO_COOP = 2,  /* or when we enter the kernel */
-    OS_URING_NO_SKIP = 4,  /* removals that work complete in silence */
+    OS_URING_NO_SKIP = 4,  /* cancels that work complete in silence */
     OS_URING_NO_FILES = 8, /* calls on files */
     OS_URING_NO_SOCKETS = 32, /* calls on sockets */
     OS_URING_BEST = 16,    /* not for tests: a kernel that lacks the first */
@@ -106,13 +106,6 @@ int os_uring_descriptor(const OsUring *ring);
 int os_uring_poll(OsUring *ring, int fd, uint32_t events, bool multishot,
                   uint64_t data);
 
-/*
- * End the poll with that data, which completes with -ECANCELED then, or has
- * completed already.  The removal may complete by itself, with the data
- * ignore.  Returns 0, or -EAGAIN if there is no room.
- */
-int os_uring_poll_remove(OsUring *ring, uint64_t data, uint64_t ignore);
-
 /* Whether there is no room for a request before the next os_uring_wait(). */
 bool os_uring_full(const OsUring *ring);
 
@@ -141,7 +134,8 @@ void os_uring_replace(OsUring *ring, unsigned slot);
 
 /*
  * Have the request with that data complete soon: with -ECANCELED or -EINTR if
- * it has not been done by then.  ignore as above.
+ * it has not been done by then.  This may complete by itself, with the data
+ * ignore.  Returns 0, or -EAGAIN if there is no room.
  */
 int os_uring_cancel(OsUring *ring, uint64_t data, uint64_t ignore);
 

@@ -761,6 +761,30 @@ TEST(a_removed_handler_lets_go_of_the_file_though_much_is_due)
     end();
 }
 
+/* A removal of polls does not find one that goes on and reports just then. */
+TEST(a_removed_handler_lets_go_of_the_file_though_it_has_become_ready)
+{
+    char bytes[4096] = {0};
+    int fds[2];
+
+    begin();
+    open_pair(fds);
+    while (write(fds[0], bytes, sizeof(bytes)) > 0) {
+    }
+    CHECK_EQ(shutdown(fds[1], SHUT_WR), 0);
+    watch(fds[0], NULL, nothing, NULL);
+    for (int i = 0; i < 3; i++) {
+        aio_poll(ctx, false); /* from now on it is one that goes on */
+    }
+    while (recv(fds[1], bytes, sizeof(bytes), MSG_DONTWAIT) > 0) {
+    }
+    unwatch(fds[0]);
+    close(fds[0]);
+    CHECK_EQ(recv(fds[1], bytes, 1, MSG_DONTWAIT), 0);
+    close(fds[1]);
+    end();
+}
+
 TEST(a_wait_that_has_timed_out_lets_go_of_the_file)
 {
     Looker looker = {0};

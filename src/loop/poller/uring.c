@@ -33,6 +33,10 @@
  *   such report on the descriptor is watched by a poll that goes on, which
  *   completes with each change only, until something comes that was asked for.
  *
+ *   There is a request for the removal of polls.  It fails, and the poll stays,
+ *   if that is about to report something; then one that goes on goes on.  So
+ *   polls are cancelled as all else is.
+ *
  * INVARIANTS
  *
  *   1. A watch whose request is not what is wanted is in the list `changed`,
@@ -339,7 +343,7 @@ static int enter_ring(UringState *state, int64_t timeout_ns)
     return ret;
 }
 
-/* The removal of a poll, or the end of a call, has been queued: have the kernel
+/* The end of a poll, or of a call, has been queued: have the kernel
  * let go of the file now.  What completes is taken later. */
 static void enter_until_done(UringState *state)
 {
@@ -419,8 +423,8 @@ static int arm_locked(UringState *state, int fd, Watch *watch)
     int ret = 0;
 
     if (watch->in_kernel) {
-        ret = os_uring_poll_remove(state->ring, poll_data(fd, watch->armed),
-                                   DATA_IGNORE);
+        ret = os_uring_cancel(state->ring, poll_data(fd, watch->armed),
+                              DATA_IGNORE);
     }
     if (ret < 0) {
         return ret;

@@ -181,7 +181,7 @@ int os_uring_poll(OsUring *ring, int fd, uint32_t events, bool multishot,
     return queue(ring, &request);
 }
 
-int os_uring_poll_remove(OsUring *ring, uint64_t data, uint64_t ignore)
+int os_uring_cancel(OsUring *ring, uint64_t data, uint64_t ignore)
 {
     const Request request = {
         .kind = REQUEST_REMOVAL,
@@ -190,11 +190,6 @@ int os_uring_poll_remove(OsUring *ring, uint64_t data, uint64_t ignore)
     };
 
     return queue(ring, &request);
-}
-
-int os_uring_cancel(OsUring *ring, uint64_t data, uint64_t ignore)
-{
-    return os_uring_poll_remove(ring, data, ignore);
 }
 
 int os_uring_cancel_all(OsUring *ring, uint64_t ignore)
