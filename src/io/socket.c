@@ -340,22 +340,30 @@ static ssize_t accept_now(const SocketCall *s)
     return os_accept(s->call.fd, s->addr, s->addrlen, s->flags);
 }
 
-/* Of one that has no O_NONBLOCK: the connection that poll(2) has seen must be
- * there still. */
+/*
+ * Of one that has no O_NONBLOCK: the connection that poll(2) has seen must be
+ * there still.  The lock is that of the other side, as nobody writes to what
+ * listens; ours may be held already, or not.
+ */
 static ssize_t accept_if_ready(const SocketCall *s)
 {
-    static OsMutex lock = OS_MUTEX_INIT;
     struct pollfd pollfd = {.fd = s->call.fd, .events = POLLIN};
+    IoFd *entry = io_fd_get(s->call.fd);
+    OsMutex *lock;
     ssize_t result;
 
-    os_mutex_lock(&lock);
+    if (!entry) {
+        return -ENOMEM;
+    }
+    lock = &entry->sides[IO_WRITE].lock;
+    os_mutex_lock(lock);
     result = os_poll(&pollfd, 1, 0);
     if (result > 0) {
         result = accept_now(s);
     } else if (result == 0) {
         result = no_connection(s->call.fd);
     }
-    os_mutex_unlock(&lock);
+    os_mutex_unlock(lock);
     return result;
 }
 
