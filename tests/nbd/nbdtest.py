@@ -236,7 +236,7 @@ def run(*command, limit=60, status=0, **options):
     """Runs a client to its end and returns what it has printed."""
     need(command[0])
     with spawn(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-               text=True, **options) as process:
+               text=True, errors="backslashreplace", **options) as process:
         try:
             text, _ = process.communicate(timeout=seconds(limit))
         except BaseException:
