@@ -53,12 +53,12 @@ enum {
 #define PAUSES SCALED(8, 1)
 
 /*
- * How many looks it takes before it queues: less than a microsecond, when that
- * has been in vain of late, up to some, which is less than what queueing costs
- * the two threads.
+ * How many looks it takes before it queues: a microsecond, when that has been
+ * in vain of late, up to some ten, which is less than what queueing costs the
+ * two threads.
  */
-#define SPIN_MIN SCALED(2, 1)
-#define SPIN_MAX SCALED(24, 1)
+#define SPIN_MIN SCALED(8, 1)
+#define SPIN_MAX SCALED(96, 1)
 
 /*
  * And how many at one that was handed to a waiter of another thread, who has
