@@ -204,36 +204,16 @@ int co_close(int fd)
 
 /* --- readiness ------------------------------------------------------------*/
 
-/* timeout_ns from now, at most. */
-static int64_t deadline_of(int64_t timeout_ns)
-{
-    int64_t now_ns = timeout_ns > 0 ? os_clock_monotonic_ns() : 0;
-
-    return timeout_ns < INT64_MAX - now_ns ? now_ns + timeout_ns : INT64_MAX;
-}
-
-/* What is left of timeout_ns; 0 and "for ever" stay so. */
-static int64_t remaining(int64_t timeout_ns, int64_t deadline_ns)
-{
-    int64_t left_ns;
-
-    if (timeout_ns <= 0) {
-        return timeout_ns;
-    }
-    left_ns = deadline_ns - os_clock_monotonic_ns();
-    return left_ns > 0 ? left_ns : 0;
-}
-
 /* What holds of fd now, or after at most timeout_ns of blocking the thread. */
 static int poll_now(int fd, int events, int64_t timeout_ns)
 {
     struct pollfd pollfd = {.fd = fd, .events = (short)events};
-    int64_t deadline_ns = deadline_of(timeout_ns);
+    int64_t deadline_ns = os_deadline_ns(timeout_ns);
     int ret = os_poll(&pollfd, 1, timeout_ns);
 
     /* Signals may come more often than every timeout_ns. */
     while (ret == -EINTR) {
-        ret = os_poll(&pollfd, 1, remaining(timeout_ns, deadline_ns));
+        ret = os_poll(&pollfd, 1, os_remaining_ns(timeout_ns, deadline_ns));
     }
     if (ret <= 0) {
         return ret < 0 ? ret : -ETIMEDOUT;
@@ -335,6 +315,6 @@ int co_sleep_ns(int64_t ns)
     }
     co_wait_init(&sleep.wait, "co_sleep_ns", NULL, sleep_cancel);
     aio_timer_init(&sleep.timer, ctx, AIO_CLOCK_MONOTONIC, slept, &sleep);
-    aio_timer_mod_ns(&sleep.timer, deadline_of(ns));
+    aio_timer_mod_ns(&sleep.timer, os_deadline_ns(ns));
     return (int)co_wait_park(&sleep.wait, -1);
 }

@@ -646,25 +646,6 @@ static int take_completed(AioContext *ctx, UringState *state, bool *awake)
     return reported;
 }
 
-/* What is left of a sleep until deadline. */
-static int64_t remaining(int64_t timeout_ns, int64_t deadline)
-{
-    int64_t left;
-
-    if (timeout_ns <= 0) {
-        return timeout_ns;
-    }
-    left = deadline - os_clock_monotonic_ns();
-    return left > 0 ? left : 0;
-}
-
-static int64_t deadline_of(int64_t timeout_ns)
-{
-    int64_t now = timeout_ns > 0 ? os_clock_monotonic_ns() : 0;
-
-    return timeout_ns < INT64_MAX - now ? now + timeout_ns : INT64_MAX;
-}
-
 static bool is_forbidden(int error)
 {
     return error == -EPERM || error == -EACCES || error == -ENOSYS;
@@ -673,7 +654,7 @@ static bool is_forbidden(int error)
 static int await_uring(AioContext *ctx, int64_t timeout_ns)
 {
     UringState *state = ctx->poller.state;
-    int64_t deadline = deadline_of(timeout_ns);
+    int64_t deadline = os_deadline_ns(timeout_ns);
     int ret = state->enabled ? 0 : enable(state);
     bool awake = false;
     int reported;
@@ -694,7 +675,7 @@ static int await_uring(AioContext *ctx, int64_t timeout_ns)
             return reported ? reported : ret;
         }
         /* Only the ends of what was removed, or the time has passed. */
-        timeout_ns = remaining(timeout_ns, deadline);
+        timeout_ns = os_remaining_ns(timeout_ns, deadline);
     }
 }
 
