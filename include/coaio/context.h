@@ -13,9 +13,10 @@
  *   (iothread.h) is a thread that polls a context of its own.
  *
  *   Contexts are reference-counted.  A coroutine holds a reference on its home
- *   until it finishes, moves or is deleted.  When the last
- *   reference goes, bottom halves, fd handlers or armed timers that are left
- *   are misuse: each is named, and the process aborts.
+ *   until it finishes, moves or is deleted; where it finishes outside a pass,
+ *   the thread lets go when it next asks for its context or ends.  When the
+ *   last reference goes, bottom halves, fd handlers or armed timers that are
+ *   left are misuse: each is named, and the process aborts.
  *
  * One pass of aio_poll()
  *

@@ -397,12 +397,28 @@ static COLD void forget_closed(OsThread *thread)
     context_reap();
 }
 
+/* The last coroutine may have ended outside a pass, and have been the last that
+ * kept the context. */
+static inline void look_at_population(const OsThread *thread)
+{
+    AioContext *ctx = thread->context;
+
+    if (ctx && ctx->depth == 0 && !thread->current) {
+        context_release_population(ctx);
+        if (!thread->context) {
+            context_reap();
+        }
+    }
+}
+
 AioContext *aio_context_current(void)
 {
     OsThread *thread = os_thread();
-    AioContext *ctx = thread->context;
+    AioContext *ctx;
 
     os_check_fork("aio_context_current");
+    look_at_population(thread);
+    ctx = thread->context;
     if (ctx && unlikely(load_acquire(&ctx->home.closed))) {
         forget_closed(thread);
         return NULL;

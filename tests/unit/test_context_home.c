@@ -166,6 +166,34 @@ TEST(a_thread_that_ends_lets_go_of_its_context)
     check_alive(0);
 }
 
+static void coroutine_fn end_at_once(void *opaque)
+{
+    (void)opaque;
+}
+
+/* Outside a pass, which nobody may make any more. */
+TEST(a_thread_notices_that_its_last_coroutine_has_ended)
+{
+    AioContext *ctx, *next;
+    Coroutine *co;
+
+    begin();
+    ctx = new_context();
+    aio_context_attach(ctx);
+    co = coroutine_create(end_at_once, NULL);
+    aio_context_unref(ctx);
+    CHECK_EQ(aio_context_current(), ctx);
+    check_alive(1);
+    coroutine_enter(co);
+    CHECK(aio_context_current() == NULL);
+    check_alive(0);
+    next = new_context();
+    aio_context_attach(next);
+    CHECK_EQ(aio_context_current(), next);
+    aio_context_unref(next);
+    check_alive(0);
+}
+
 static void attach_and_unref(void *ctx)
 {
     aio_context_attach(ctx);
