@@ -25,9 +25,11 @@
  *   ready fd handlers / timers that are due.
  *
  *   Each part runs what was there when the pass began and leaves what comes
- *   after to the next pass, so that none starves the others.  A callback may
- *   call aio_poll() again (a nested pass): that runs first what the outer
- *   pass has left.
+ *   after to the next pass, so that none starves the others; but coroutines
+ *   that are woken by coroutines of their own context run at once (wake.h), so
+ *   some that do nothing but wake each other keep all else waiting: let one
+ *   co_sleep_ns(0) now and then.  A callback may call aio_poll() again (a
+ *   nested pass): that runs first what the outer pass has left.
  *
  * Thread table
  *
