@@ -78,6 +78,20 @@ static void check_alive(unsigned contexts)
     CHECK_EQ(live_blocks(), blocks_before + contexts * blocks_of_context);
 }
 
+/* Nothing is left of it, and the thread may have another. */
+static void check_over(void)
+{
+    AioContext *next;
+
+    CHECK(aio_context_current() == NULL);
+    check_alive(0);
+    next = new_context();
+    aio_context_attach(next);
+    CHECK_EQ(aio_context_current(), next);
+    aio_context_unref(next);
+    check_alive(0);
+}
+
 /* --- users ----------------------------------------------------------------*/
 
 TEST(the_last_of_several_references_frees_it)
@@ -108,19 +122,13 @@ static void unref(void *ctx)
 /* The thread that it is bound to notices when it asks. */
 TEST(another_thread_may_drop_the_last_reference)
 {
-    AioContext *ctx, *next;
+    AioContext *ctx;
 
     begin();
     ctx = new_context();
     aio_context_attach(ctx);
     run_in_thread(unref, ctx);
-    CHECK(aio_context_current() == NULL);
-    check_alive(0);
-    next = new_context();
-    aio_context_attach(next);
-    CHECK_EQ(aio_context_current(), next);
-    aio_context_unref(next);
-    check_alive(0);
+    check_over();
 }
 
 TEST(a_bottom_half_may_drop_the_last_reference)
@@ -174,7 +182,7 @@ static void coroutine_fn end_at_once(void *opaque)
 /* Outside a pass, which nobody may make any more. */
 TEST(a_thread_notices_that_its_last_coroutine_has_ended)
 {
-    AioContext *ctx, *next;
+    AioContext *ctx;
     Coroutine *co;
 
     begin();
@@ -185,13 +193,7 @@ TEST(a_thread_notices_that_its_last_coroutine_has_ended)
     CHECK_EQ(aio_context_current(), ctx);
     check_alive(1);
     coroutine_enter(co);
-    CHECK(aio_context_current() == NULL);
-    check_alive(0);
-    next = new_context();
-    aio_context_attach(next);
-    CHECK_EQ(aio_context_current(), next);
-    aio_context_unref(next);
-    check_alive(0);
+    check_over();
 }
 
 static void attach_and_unref(void *ctx)
@@ -223,20 +225,6 @@ static void unref_and_ask(void *ctx)
 {
     aio_context_unref(ctx);
     ask();
-}
-
-/* Nothing is left of it, and the thread may have another. */
-static void check_over(void)
-{
-    AioContext *next;
-
-    CHECK(aio_context_current() == NULL);
-    check_alive(0);
-    next = new_context();
-    aio_context_attach(next);
-    CHECK_EQ(aio_context_current(), next);
-    aio_context_unref(next);
-    check_alive(0);
 }
 
 TEST(asking_in_the_pass_that_closes_it_leaves_it_alone)

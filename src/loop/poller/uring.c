@@ -113,8 +113,8 @@ typedef struct Watch {
     uint32_t events; /* wanted, with POLLER_ONESHOT; 0: nothing */
     uint32_t serial; /* of what is wanted */
     uint32_t armed;  /* which request the kernel has, if: */
-    bool in_kernel;  /* there is one */
-    uint32_t armed_for; /* the serial that it was made for */
+    bool in_kernel;  /* there is one, ... */
+    uint32_t armed_for; /* ... made for that serial */
     bool goes_on;    /* to be watched by one that goes on */
     bool listed;     /* in changed */
     int next;        /* in changed, or NONE */
@@ -343,8 +343,8 @@ static int enter_ring(UringState *state, int64_t timeout_ns)
     return ret;
 }
 
-/* The end of a poll, or of a call, has been queued: have the kernel
- * let go of the file now.  What completes is taken later. */
+/* The end of a poll, or of a call, has been queued: have the kernel let go of
+ * the file now.  What completes is taken later. */
 static void enter_until_done(UringState *state)
 {
     unsigned entries = 0;
