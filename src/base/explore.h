@@ -31,6 +31,7 @@
     each(BRIEF_NO_WAKE, "brief-no-wake")                                      \
     each(CONTEXT_CLOSED_IN_PASS, "context-closed-in-pass")                    \
     each(CONTEXT_HELD_PLAIN, "context-held-plain")                            \
+    each(CONTEXT_REF_BLIND, "context-ref-blind")                              \
     each(CONTEXT_UNPIN_RELAXED, "context-unpin-relaxed")                      \
     each(FD_BUSY_READS_LATE, "fd-busy-reads-late")                            \
     each(FD_CHANGE_QUIET, "fd-change-quiet")                                  \

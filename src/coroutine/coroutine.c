@@ -31,7 +31,7 @@
 #include <string.h>
 
 AioContext *(*coroutine_current_context)(void);
-void (*coroutine_hold_home)(CoHome *home);
+bool (*coroutine_hold_home)(CoHome *home);
 void (*coroutine_leave_home)(CoHome *home);
 
 /* --- switching -----------------------------------------------------------*/
@@ -174,8 +174,9 @@ static inline void count_in(Coroutine *co)
     if (!home) {
         return;
     }
-    if (unlikely(!load_relaxed(&home->held))) {
-        coroutine_hold_home(home);
+    if (unlikely(!load_relaxed(&home->held)) && !coroutine_hold_home(home)) {
+        store_relaxed(&co->home, NULL);
+        return;
     }
     home->population++;
     co->counted = true;

@@ -154,7 +154,8 @@ const char *coroutine_label(const Coroutine *co, CoroutineLabel *label);
 
 /*
  * Count co in or out of its home: in when it is created or arrives there, on
- * the home's thread; out when it ends or moves away, on any.
+ * the home's thread; out when it ends or moves away, on any.  One that comes as
+ * its home is closed has none then.
  */
 void coroutine_count_in(Coroutine *co);
 void coroutine_count_out(OsThread *thread, Coroutine *co);
@@ -167,10 +168,11 @@ extern AioContext *(*coroutine_current_context)(void);
 
 /*
  * Set by the loop before any home exists.  hold is called before a coroutine
- * counts in while home->held is 0; leave when one counts out on a thread that
+ * counts in while home->held is 0, and returns false if home is just being
+ * closed by another thread; leave when one counts out on a thread that
  * is not the home's, to count it in emigrated: home may be gone afterwards.
  */
-extern void (*coroutine_hold_home)(CoHome *home);
+extern bool (*coroutine_hold_home)(CoHome *home);
 extern void (*coroutine_leave_home)(CoHome *home);
 
 /*

@@ -153,13 +153,33 @@ void aio_context_unref(AioContext *ctx)
     context_reap();
 }
 
+bool context_try_ref(AioContext *ctx)
+{
+    unsigned long handles = load_relaxed(&ctx->handles);
+
+    if (MUTANT(CONTEXT_REF_BLIND)) {
+        aio_context_ref(ctx);
+        return true;
+    }
+    while (handles > 0) {
+        if (cas_relaxed(&ctx->handles, &handles, handles + 1)) {
+            return true;
+        }
+    }
+    MARK("context: the last handle went just before it was wanted");
+    return false;
+}
+
 /* For coroutine/: one that starts here wants the context to stay. */
-static void hold_home(CoHome *home)
+static bool hold_home(CoHome *home)
 {
     AioContext *ctx = container_of(home, AioContext, home);
 
-    aio_context_ref(ctx);
+    if (!context_try_ref(ctx)) {
+        return false;
+    }
     store_release(&home->held, 1);
+    return true;
 }
 
 /*

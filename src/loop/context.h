@@ -10,9 +10,9 @@
  * REFERENCES
  *
  *   handles  what users hold, plus one for as long as started coroutines have
- *            their home here (home.held).  When it falls to 0, the
- *            context is closed: leftovers are misuse, and nothing runs any
- *            more.
+ *            their home here (home.held), plus one for each aio_wait_while()
+ *            of its thread.  When it falls to 0, the context is closed:
+ *            leftovers are misuse, and nothing runs any more.
  *   pins     what keeps the memory and the event fd: one for the handles
  *            together, one for the thread that it is bound to, and one for
  *            each waker that has to look at it after it has published: see
@@ -129,6 +129,13 @@ static inline bool context_hurried(const AioContext *ctx)
 {
     return load_relaxed(&ctx->hurry) != ctx->hurry_seen;
 }
+
+/*
+ * Take a handle, unless none is left, and another thread closes ctx or has.
+ * For the home thread, which somebody else's last handle may leave without
+ * its context at any time.
+ */
+bool context_try_ref(AioContext *ctx);
 
 /* Drop the handle of the coroutines if there are none.  Home thread, or any
  * when the context is stopped. */

@@ -13,8 +13,8 @@
  * INVARIANTS
  *
  *   1. waiters is the number of AioWaiters between begin and end.
- *   2. A waiter with a context is in pollers between begin and end, and pins
- *      the context as long.
+ *   2. A waiter with a context is in pollers between begin and end, and holds
+ *      a handle of the context as long: nobody else can close what it polls.
  *
  * PROTOCOL AND MEMORY ORDER
  *
@@ -91,15 +91,22 @@ static void check_outside_coroutine(const char *call, AioContext *ctx)
     }
 }
 
+/* This thread's context, with a handle for INVARIANTS 2. */
+static AioContext *context_of_waiter(void)
+{
+    AioContext *ctx = aio_context_current();
+
+    return ctx && context_try_ref(ctx) ? ctx : NULL;
+}
+
 void aio_wait_begin(AioWaiter *waiter, AioContext *ctx)
 {
     os_check_fork("aio_wait_while");
     check_outside_coroutine("aio_wait_while", ctx);
-    waiter->own_ = aio_context_current();
+    waiter->own_ = context_of_waiter();
     waiter->target_ = ctx;
     waiter->seen_ = 0;
     if (waiter->own_) {
-        context_pin(waiter->own_); /* INVARIANTS 2 */
         pollers_add(waiter);
     }
     /*
@@ -123,8 +130,7 @@ void aio_wait_prepare(AioWaiter *waiter)
 
 void aio_wait_step(AioWaiter *waiter)
 {
-    /* A context that somebody else has closed cannot be polled any more. */
-    if (!aio_context_current()) {
+    if (!waiter->own_) {
         if (MUTANT(WAIT_KICK_EPOCH_LATE)) {
             waiter->seen_ = load_acquire(&epoch);
         }
@@ -139,8 +145,7 @@ void aio_wait_end(AioWaiter *waiter)
 {
     if (waiter->own_) {
         pollers_remove(waiter);
-        context_unpin(waiter->own_);
-        context_reap();
+        aio_context_unref(waiter->own_);
     }
     fetch_sub_relaxed(&waiters, 1);
 }

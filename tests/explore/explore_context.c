@@ -71,6 +71,23 @@ EXPLORE(let_go_by_its_thread_and_another, .setup = make_one_for_two,
         .threads = {unref, attach_poll_and_unref}, .finish = reap,
         .marks = {"context: a thread finds that its own was closed elsewhere"})
 
+/* The coroutine lives in the context and keeps it, or has no home. */
+static void attach_and_run_one(void)
+{
+    aio_context_attach(ctx[0]);
+    explore_begin();
+    coroutine_enter(coroutine_create(note, NULL));
+    CHECK(ran);
+    explore_end();
+    CHECK(!aio_context_current());
+}
+
+EXPLORE(closed_as_its_thread_creates_a_coroutine, .setup = make_one,
+        .threads = {unref, attach_and_run_one}, .finish = reap,
+        .marks = {"context: the last handle went just before it was wanted"},
+        .mutants = {{MUTANT_CONTEXT_REF_BLIND, "misuse", "no references left",
+                     false}})
+
 static void unref_second(void)
 {
     explore_begin();

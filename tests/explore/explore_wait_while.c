@@ -114,6 +114,32 @@ static void poll_and_wait_and_let_go(void)
 EXPLORE(the_context_goes, .setup = make_context,
         .threads = {poll_and_wait_and_let_go, change_and_kick})
 
+/* Another thread lets go of it, and the home thread has no other handle. */
+static void poll_and_wait_without_handle(void)
+{
+    aio_context_attach(ctx);
+    explore_begin();
+    aio_wait_while(NULL, !load_relaxed(&done));
+    explore_end();
+    CHECK(!aio_context_current());
+}
+
+static void unref_and_change_and_kick(void)
+{
+    explore_begin();
+    aio_context_unref(ctx);
+    store_relaxed(&done, 1u);
+    aio_wait_kick();
+    explore_end();
+}
+
+EXPLORE(another_closes_the_context, .setup = make_context,
+        .threads = {poll_and_wait_without_handle, unref_and_change_and_kick},
+        .finish = context_reap,
+        .marks = {"context: the last handle went just before it was wanted"},
+        .mutants = {{MUTANT_CONTEXT_REF_BLIND, "misuse", "no references left",
+                     false}})
+
 /* A wait in a callback takes the notification that the outer one has had. */
 static void wait_within(void *opaque)
 {
