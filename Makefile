@@ -67,6 +67,7 @@ install: build ## install below PREFIX (DESTDIR is put in front)
 	@scripts/install $(BUILD)
 
 format: ## run clang-format over all C sources
+	@scripts/install-deps format
 	@git ls-files -co --exclude-standard '*.[ch]' '*.cpp' | \
 	    grep -v '^tests/style/specimens/' | xargs clang-format -i
 
