@@ -2,7 +2,8 @@
 """The goals that bench/run judges its results by.
 
 A goal is a ratio of two medians of one run, or one median over a constant, and
-the limit that it must keep.
+the limit that it must keep.  The limits are our own: they were set before the
+work, from what rivals and bare stand-ins reached.
 """
 
 
@@ -38,8 +39,6 @@ def served(text, name, server, at_least):
 
 
 GOALS = [
-    quicker('switch, times as fast as the QEMU-like stand-in (this milestone)',
-            'switch', 'qemu-like', 4),
     quicker('switch, times as fast as the QEMU-like stand-in', 'switch',
             'qemu-like', 10),
     quicker('switch, times as fast as boost.context', 'switch',
@@ -91,10 +90,6 @@ GOALS = [
             'libev', 1),
     quicker('timers, fire 1,000,000, times as fast as libev',
             'timer_fire_1000000', 'libev', 1),
-    served('NBD read 16, to qemu-nbd (this milestone)', 'nbd_read_16',
-           'qemu-nbd', 2),
-    served('NBD read 16, to nbdkit (this milestone)', 'nbd_read_16',
-           'nbdkit', 1),
     served('NBD read 16, to qemu-nbd', 'nbd_read_16', 'qemu-nbd', 5),
     served('NBD read 16, to nbdkit', 'nbd_read_16', 'nbdkit', 2.5),
     ('NBD read 16, CPU a request, to nbdkit',

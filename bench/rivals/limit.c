@@ -4,6 +4,8 @@
  * bookkeeping, without threads: a bound to measure against, nothing to use.
  *
  *   call           one indirect function call, for reference
+ *   locked         one locked operation, for reference
+ *   syscall        one system call that does nothing, for reference
  *   switch         inline assembly that saves three registers and tells the
  *                  compiler that all others are lost; one round trip
  *   switch_1000    the same over 1,000 coroutines in rotation
@@ -19,6 +21,8 @@
 #include <stdatomic.h>
 #include <stddef.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "../bench.h"
 
@@ -123,6 +127,31 @@ static double call_work(uint64_t count)
     begin = bench_now() - begin;
     bench_check(calls == count, "each call is made");
     return (double)begin;
+}
+
+static double locked_work(uint64_t count)
+{
+    static _Atomic uint64_t counter;
+    uint64_t begin = bench_now();
+
+    counter = 0;
+    for (uint64_t i = 0; i < count; i++) {
+        atomic_fetch_add(&counter, 1);
+    }
+    begin = bench_now() - begin;
+    bench_check(counter == count, "each one counts");
+    return (double)begin;
+}
+
+static double syscall_work(uint64_t count)
+{
+    long parent = syscall(SYS_getppid);
+    uint64_t begin = bench_now();
+
+    for (uint64_t i = 0; i < count; i++) {
+        bench_check(syscall(SYS_getppid) == parent, "each call is made");
+    }
+    return (double)(bench_now() - begin);
 }
 
 static void bounce(void)
@@ -329,6 +358,8 @@ static double spin_work(uint64_t count)
 
 static const BenchWorkload workloads[] = {
     {"call", call_work},
+    {"locked", locked_work},
+    {"syscall", syscall_work},
     {"switch", switch_work},
     {"switch_1000", switch_1000_work},
     {"create", create_work},
