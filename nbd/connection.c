@@ -8,7 +8,8 @@
  * replies leave, if the client takes them; then the socket is closed.  When
  * the server stops, a TCP socket is only closed when they have arrived, too.
  * A client that has died cancels nothing, not even what has not begun: one that
- * sends DISC and closes its socket looks the same, and is owed its writes.  As
+ * sends DISC and closes its socket looks the same, and is owed its writes, also
+ * those that are received after the first reply has found it gone.  As
  * long operations take turns (connection.h), that costs the others a share of
  * the thread, and the end of the server waits for it.
  *
@@ -123,8 +124,15 @@ static void connection_timer(void *opaque)
     }
 }
 
+void connection_mute(Connection *conn)
+{
+    conn->mute = true;
+    shutdown(conn->fd, SHUT_WR); /* a client that is there notices */
+}
+
 void connection_kill(Connection *conn)
 {
+    conn->mute = true;
     conn->dead = true;
     shutdown(conn->fd, SHUT_RDWR);
 }
@@ -316,7 +324,7 @@ static void coroutine_fn connection_run(void *opaque)
     come_to_rest(conn);
     input_clear(conn);
     list_remove(conn);
-    if (conn->is_tcp && !conn->dead) {
+    if (conn->is_tcp && !conn->mute) {
         take_leave(conn);
     }
     co_close(conn->fd);

@@ -8,10 +8,10 @@
  *   (main thread)          (handshake.c)  (transmission.c)             (main)
  *
  *   A receiver coroutine lives as long as the connection and runs through all
- *   of that (connection.c).  Each request is a coroutine of its own
- *   (request.c); replies that are ready queue up and leave together, sent by a
- *   sender coroutine that exists only while there is something to send
- *   (reply.c).
+ *   of that (connection.c).  Each request is a coroutine of its own, unless it
+ *   is answered at once (request.c); replies that are ready queue up and leave
+ *   together, sent by a sender coroutine that exists only while there is
+ *   something to send (reply.c).
  *
  * Batching
  *
@@ -140,7 +140,8 @@ struct Connection {
     /* The end. */
     bool handshaking;         /* the timer ends the connection */
     bool stopping;            /* the server stops: receive no more */
-    bool dead;                /* sending has failed: drop what is ready */
+    bool mute;                /* sending has failed: replies are dropped */
+    bool dead;                /* given up: receive no more, either */
     AioTimer timer;           /* handshake first, then a stuck client */
     uint64_t timer_progress;  /* progress when it was armed... */
     int timer_untaken;        /* ... and the bytes that the socket held */
@@ -174,7 +175,13 @@ void connection_stop(Connection *conn);
 void coroutine_fn connection_give_way(Connection *conn);
 
 /**
- * Sending makes no sense any more: drop replies, and wake the receiver.
+ * Sending makes no sense any more: drop replies, those to come, too.  What the
+ * client has sent is received and done to its end.
+ */
+void connection_mute(Connection *conn);
+
+/**
+ * The client is given up: drop replies, and receive no more.
  */
 void connection_kill(Connection *conn);
 

@@ -9,7 +9,8 @@
  *
  * The size is taken when the export is opened, and stays.  If the file shrinks
  * under the server, reads behind its end give EIO, and what was there is not
- * called a hole.  A write makes it longer again; punching zeroes does not.
+ * called a hole.  A write makes it longer again; punching zeroes does not, nor
+ * does a write of a part of a block with O_DIRECT, whose other part is gone.
  */
 #include "export_file.h"
 

@@ -40,6 +40,42 @@ static _Alignas(BUFFER_ALIGN) uint8_t zeroes[ZERO_PIECE];
 /* What a discard is rounded to, inwards; no device has larger sectors. */
 #define DISCARD_ALIGN ((uint64_t)4096)
 
+/* So much at a time is done with blocks->lock held: a write of a part of a
+ * block waits for it, and all who come after that one wait, too. */
+#define LOCKED_PIECE (UINT64_C(64) << 20)
+
+typedef int coroutine_fn RangeFunc(FileExport *file, int mode,
+                                   uint64_t length, uint64_t offset);
+
+/* fn for the whole range; past the page cache locked, and by pieces that end
+ * where blocks do. */
+static int coroutine_fn by_pieces(FileExport *file, RangeFunc *fn, int mode,
+                                  uint64_t length, uint64_t offset)
+{
+    int ret;
+
+    if (file->align == 1) {
+        return fn(file, mode, length, offset);
+    }
+    do {
+        uint64_t piece = LOCKED_PIECE - offset % LOCKED_PIECE;
+
+        piece = length < piece ? length : piece;
+        co_rwlock_rdlock(&file->blocks->lock);
+        ret = fn(file, mode, piece, offset);
+        co_rwlock_unlock(&file->blocks->lock);
+        offset += piece;
+        length -= piece;
+    } while (ret == 0 && length > 0);
+    return ret;
+}
+
+static int coroutine_fn allocate(FileExport *file, int mode, uint64_t length,
+                                 uint64_t offset)
+{
+    return co_fallocate(file->fd, mode, (off_t)offset, (off_t)length);
+}
+
 /*
  * fallocate(2).  -EOPNOTSUPP means that it does not work here, for the file or
  * for this range of it; unknown remembers the former.
@@ -53,13 +89,7 @@ static int coroutine_fn try_fallocate(FileExport *file, int mode,
     if (atomic_load_explicit(unknown, memory_order_relaxed)) {
         return -EOPNOTSUPP;
     }
-    if (file->align > 1) {
-        co_rwlock_rdlock(&file->blocks->lock);
-    }
-    ret = co_fallocate(file->fd, mode, (off_t)offset, (off_t)length);
-    if (file->align > 1) {
-        co_rwlock_unlock(&file->blocks->lock);
-    }
+    ret = by_pieces(file, allocate, mode, length, offset);
     if (ret == -EOPNOTSUPP || ret == -ENOSYS) {
         atomic_store_explicit(unknown, true, memory_order_relaxed);
         return -EOPNOTSUPP;
@@ -150,6 +180,15 @@ static int discard_job(void *arg)
     return ioctl(job->fd, BLKDISCARD, job->range) < 0 ? -errno : 0;
 }
 
+static int coroutine_fn discard(FileExport *file, int mode, uint64_t length,
+                                uint64_t offset)
+{
+    DiscardJob job = { file->fd, { offset, length } };
+
+    (void)mode;
+    return co_run_in_worker(discard_job, &job);
+}
+
 /*
  * Not by fallocate(2): to punch a hole into a device, the kernel needs a
  * command that writes zeroes; and some have none, but one that discards (LVM's
@@ -160,20 +199,13 @@ static int coroutine_fn device_discard(FileExport *file, uint32_t length,
 {
     uint64_t start = (offset + DISCARD_ALIGN - 1) & ~(DISCARD_ALIGN - 1);
     uint64_t end = (offset + length) & ~(DISCARD_ALIGN - 1);
-    DiscardJob job = { file->fd, { start, end - start } };
     int ret;
 
     if (start >= end ||
         atomic_load_explicit(&file->no_discard, memory_order_relaxed)) {
         return 0;
     }
-    if (file->align > 1) {
-        co_rwlock_rdlock(&file->blocks->lock);
-    }
-    ret = co_run_in_worker(discard_job, &job);
-    if (file->align > 1) {
-        co_rwlock_unlock(&file->blocks->lock);
-    }
+    ret = by_pieces(file, discard, 0, end - start, start);
     if (ret == -EOPNOTSUPP) {
         atomic_store_explicit(&file->no_discard, true, memory_order_relaxed);
     }

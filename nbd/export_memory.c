@@ -5,8 +5,8 @@
  *
  * The mapping is divided into chunks of 64 KiB, with one bit each that says
  * "may hold something else than zeroes".  Reads of a chunk without it do not
- * touch the mapping, so they allocate nothing; replies to others leave from the
- * mapping, without a copy; trimming gives pages back and
+ * touch the mapping, so they allocate nothing; replies to reads that touch only
+ * others leave from the mapping, without a copy; trimming gives pages back and
  * takes the bit away from chunks that are covered wholly.
  *
  * INVARIANT
@@ -37,7 +37,7 @@
 typedef struct MemoryExport {
     Export export;
     uint8_t *data;           /* the mapping */
-    size_t mapped;           /* its length: the size, rounded up to pages */
+    size_t mapped;           /* its length: whole pages, one at least */
     _Atomic uint64_t *used;  /* a bit for each chunk */
     size_t page;
 } MemoryExport;

@@ -44,6 +44,10 @@ static void coroutine_fn handshake_send(Handshake *h)
             h->failed = true;
         } else {
             done += (size_t)n;
+            h->conn->turn += (uint64_t)n;
+        }
+        if (h->conn->turn >= TURN) { /* one may ask for much with few bytes */
+            connection_give_way(h->conn);
         }
     }
     h->out_length = 0;

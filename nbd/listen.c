@@ -34,6 +34,11 @@
 #define PASSED_FIRST 3
 #define PASSED_MAX   1024
 
+/* Newer than the headers of Debian 12; sparc and parisc have other numbers. */
+#ifndef SO_PASSRIGHTS
+#define SO_PASSRIGHTS 83
+#endif
+
 static Listener *add_listener(Listeners *listeners, int fd)
 {
     Listener *l;
@@ -191,6 +196,19 @@ static int lock_directory(const char *path)
     return fd;
 }
 
+/*
+ * Let nobody pass descriptors to those who connect.  The kernel would close
+ * them in the I/O thread, since that does not ask for them, and closing a
+ * socket may take as long as whoever made it likes (SO_LINGER).  Accepted
+ * sockets inherit it.  Linux 6.16 and later have it; before, there is no help.
+ */
+static void refuse_descriptors(int fd)
+{
+    int no = 0;
+
+    setsockopt(fd, SOL_SOCKET, SO_PASSRIGHTS, &no, sizeof(no));
+}
+
 static bool open_unix(Listeners *listeners, const char *path)
 {
     struct sockaddr_un sun = { .sun_family = AF_UNIX };
@@ -210,6 +228,7 @@ static bool open_unix(Listeners *listeners, const char *path)
         log_line(LOG_LEVEL_ERROR, "socket: %s", strerror(errno));
         return false;
     }
+    refuse_descriptors(fd);
     lock = lock_directory(path);
     do {
         ret = bind_unix(fd, &sun);
@@ -347,6 +366,7 @@ static bool open_passed(Listeners *listeners, int fd)
         return false;
     }
     fcntl(fd, F_SETFD, FD_CLOEXEC);
+    refuse_descriptors(fd); /* where it is a UNIX socket */
     /* If another process accepts, too, ours must not block in accept(2). */
     flags = fcntl(fd, F_GETFL);
     if (flags >= 0) {

@@ -3,7 +3,8 @@
  * coaio-nbd, a network block device server: start and end of the program.
  *
  * Exit status: 0 after SIGTERM or SIGINT, 1 if something cannot be had, 2 if
- * the command line is wrong; with one line on stderr that says what.
+ * the command line is wrong, with one line on stderr that says what; 128 and
+ * the signal's number after a second one.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -71,15 +72,14 @@ static bool install_signals(void)
 /* A socket must not become descriptor 2, and log lines its payload. */
 static bool open_standard_fds(void)
 {
-    int fd;
-
-    do {
-        fd = open("/dev/null", O_RDWR);
-    } while (fd >= 0 && fd <= STDERR_FILENO);
-    if (fd >= 0) {
-        close(fd);
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd) {
+            log_line(LOG_LEVEL_ERROR, "descriptor %d is closed, and /dev/null "
+                     "cannot take its place", fd);
+            return false;
+        }
     }
-    return fd >= 0;
+    return true;
 }
 
 /* Makes sure that there may be as many descriptors as connections. */

@@ -152,8 +152,8 @@ static ssize_t coroutine_fn receive_large(Connection *conn)
     return co_recv(conn->fd, in->data, in->size, 0);
 }
 
-/* The only place where a connection receives.  Returns bytes, or 0 when there
- * is nothing more to be had. */
+/* The only place where a connection receives what it uses.  Returns bytes, or 0
+ * when there is nothing more to be had. */
 static size_t coroutine_fn receive(Connection *conn, struct iovec *iov, int n)
 {
     struct msghdr msg = { .msg_iov = iov, .msg_iovlen = (size_t)n };

@@ -111,13 +111,13 @@ static void coroutine_fn send_ready(Connection *conn)
     struct msghdr msg = { .msg_iov = iov };
     uint64_t turn = 0;
 
-    while (conn->ready_head && !conn->dead) {
+    while (conn->ready_head && !conn->mute) {
         ssize_t n;
 
         if (turn >= TURN) {
             co_sleep_ns(0); /* connection.h, "Turns" */
             turn = 0;
-            continue; /* it may be dead now */
+            continue; /* it may be mute now */
         }
         msg.msg_iovlen = (size_t)gather(conn, iov);
         n = co_sendmsg(conn->fd, &msg, MSG_NOSIGNAL);
@@ -126,14 +126,14 @@ static void coroutine_fn send_ready(Connection *conn)
                 log_client(LOG_LEVEL_DEBUG, "client %llu: sending: %s",
                            (unsigned long long)conn->id, strerror((int)-n));
             }
-            connection_kill(conn);
+            connection_mute(conn);
         } else {
             account(conn, (size_t)n);
             turn += (uint64_t)n;
         }
     }
     while (conn->ready_head) {
-        request_free(ready_pop(conn)); /* dead */
+        request_free(ready_pop(conn)); /* mute */
     }
 }
 

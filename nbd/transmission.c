@@ -19,17 +19,21 @@
 #include "server.h"
 #include "wire.h"
 
-/* Waits until there is room for a request that needs so much. */
-static void coroutine_fn admit(Connection *conn, Request *req, size_t charge)
+static bool has_room(const Connection *conn, size_t charge)
 {
     uint64_t limit = conn->thread->server->options->max_inflight;
 
-    while (conn->n_requests > 0 &&
-           (conn->inflight + charge > limit ||
-            conn->n_requests >= REQUESTS_MAX)) {
+    return conn->n_requests == 0 || (conn->inflight + charge <= limit &&
+                                     conn->n_requests < REQUESTS_MAX);
+}
+
+/* Waits until there is room for a request that needs so much. */
+static void coroutine_fn admit(Connection *conn, Request *req, size_t charge)
+{
+    while (!has_room(conn, charge)) {
         conn->corked = false;
         reply_flush(conn);
-        if (conn->n_requests > 0) { /* the flush may have made room */
+        if (!has_room(conn, charge)) { /* the flush may have made some */
             co_queue_wait(&conn->room, NULL);
         }
         conn->corked = true;

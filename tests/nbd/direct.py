@@ -10,7 +10,7 @@ import random
 import re
 
 import nbdclient as nbd
-from nbdtest import (KIB, MIB, case, eq, main, need_direct, need_disk,
+from nbdtest import (KIB, MIB, Shim, case, eq, main, need_direct, need_disk,
                      pattern, rounds, run, seed)
 
 
@@ -35,6 +35,25 @@ def the_file_is_open_for_direct_io(box):
     assert open_flags(server, server.image) & os.O_DIRECT, "no O_DIRECT"
     plain = box.server(f"disk={box.image('plain.img')}")
     assert not open_flags(plain, box.path("plain.img")) & os.O_DIRECT
+
+
+@case
+def long_commands_let_others_in(box):
+    """
+    A write of a part of a block waits for the command that is on, and all
+    other writes wait behind it; so one of 4 GiB would hold up everybody.
+    """
+    shim = box.shim()
+    server = direct_server(box, size=512 * MIB, shim=shim)
+    with nbd.Client(server.address()) as client:
+        client.ready()
+        for command, offset, length, pieces in (
+                (nbd.CMD_TRIM, 0, 300 * MIB, 5),
+                (nbd.CMD_WRITE_ZEROES, 512, 64 * MIB, 2)):
+            before = shim.calls(Shim.ALLOCATE)
+            reply = client.call(command, offset, length)
+            eq(reply.error, nbd.OK, "command")
+            eq(shim.calls(Shim.ALLOCATE) - before, pieces, "pieces")
 
 
 @case

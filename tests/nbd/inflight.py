@@ -145,6 +145,53 @@ def garbage_waits_for_what_is_in_flight(box):
 
 
 @case
+def what_arrived_before_a_client_closed_is_done(box):
+    """
+    The first reply finds the client gone.  Then the server dropped what it had
+    not received yet, although all of it had arrived, DISC included.
+    """
+    data = pattern(120 * KIB)
+    for transport in {}, {"unix": False, "tcp": ["127.0.0.1"]}:
+        server = box.server("disk=memory:1M", **transport)
+        with nbd.Client(server.address()) as client:
+            client.ready("disk")
+            client.sock.setblocking(False)   # all of it, or an error
+            with server.asleep():
+                for i in range(0, len(data), 40 * KIB):
+                    client.sock.sendall(client.pack(
+                        nbd.CMD_WRITE, i, 40 * KIB, data=data[i:i + 40 * KIB]))
+                client.sock.sendall(nbd.pack_request(nbd.CMD_DISC, 0))
+                client.close()
+        wait_until(lambda server=server: not has_sockets(server), "the end")
+        with nbd.Client(server.address()) as client:
+            client.ready("disk")
+            assert client.read(0, len(data)) == data, "data differ"
+
+
+@case
+def replies_that_have_left_make_room(box):
+    """
+    A request that found no room had the replies leave that were ready; and
+    waited all the same, until another request was done, for the room that they
+    had left.  Here that one is held until all else is answered.
+    """
+    shim = box.shim()
+    shim.shut_gate(Shim.SYNC)
+    server = box.disk_server(shim=shim, data=pattern(MIB),
+                             options=["--max-inflight", 64 * KIB])
+    with nbd.Client(server.address()) as client:
+        client.ready()
+        held = client.post(nbd.CMD_FLUSH)
+        shim.wait_held(Shim.SYNC)
+        client.send(b"".join(client.pack(nbd.CMD_READ, i * 4096, 4096)
+                             for i in range(20)))
+        for reply in client.collect(20).values():
+            eq(reply.error, nbd.OK, "READ")
+        shim.open_gate(Shim.SYNC)
+        eq(client.reply().cookie, held, "cookie of the last reply")
+
+
+@case
 def what_follows_disc_is_ignored(box):
     server = box.disk_server()
     with nbd.Client(server.address()) as client:

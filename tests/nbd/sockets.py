@@ -19,6 +19,7 @@ from nbdtest import (MIB, Skip, case, connect, eq, free_port, main, need,
                      pattern, run, seconds, wait_until)
 
 PIDFD_GETFD = 438
+PASSRIGHTS = 83
 
 # Plays the service manager: puts the sockets where they belong and says so.
 LAUNCHER = """
@@ -52,6 +53,33 @@ def failing(server, status=1):
     lines = server.lines()
     eq(len(lines), 1, f"lines of {lines}")
     return lines[0]
+
+
+@case
+def nobody_passes_descriptors(box):
+    """The I/O thread would close them, and sleep in that for as long as the
+    client likes (SO_LINGER)."""
+    passed = box.closing(socket.socket(socket.AF_UNIX))
+    passed.bind(box.path("passed.sock"))
+    passed.listen()
+    if not has_passrights(passed):
+        raise Skip("the kernel cannot refuse them (SO_PASSRIGHTS)")
+    server = box.disk_server()
+    with nbd.Client(server.address()) as client:
+        client.ready()
+        try:
+            socket.send_fds(client.sock, [b"x"], [passed.fileno()])
+        except PermissionError:
+            return
+        raise AssertionError("a descriptor was passed")
+
+
+def has_passrights(sock):
+    try:
+        sock.getsockopt(socket.SOL_SOCKET, PASSRIGHTS)
+    except OSError:
+        return False
+    return True
 
 
 @case

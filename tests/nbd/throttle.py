@@ -18,6 +18,8 @@ import nbdclient as nbd
 from nbdtest import (KIB, MIB, Skip, case, eq, is_instrumented, main, note, pattern,
                      seconds)
 
+RCVBUFFORCE = 33
+
 INFLIGHT = 4 * MIB
 # What the server may use besides, however many requests there are: caches,
 # stacks of coroutines, the C library.
@@ -318,6 +320,47 @@ def a_client_that_reads_as_fast_as_it_is_sent_to(box):
     assert numbers[16] > 0, "the other client had no turn"
 
 
+def clock(client):
+    """Writes the number of each pass, from 1, to where it can be read."""
+    return b"".join(client.pack(nbd.CMD_WRITE, 0, 8,
+                                data=struct.pack(">Q", i)) +
+                    client.pack(nbd.CMD_CACHE, 0, LONG)
+                    for i in range(1, 301))
+
+
+@case
+def a_handshake_shares_the_passes_of_a_thread(box):
+    """
+    A few bytes may ask for many: what was sent in a handshake did not count.
+    The list of the exports, 7 MB of it, fits into the client's socket.
+    """
+    lists = 350
+    more = [f"{i:0200}=null:1M" for i in range(100)]
+    server = box.server("disk=memory:4M", *more, unix=False,
+                        tcp=["127.0.0.1"], options=["--threads", 1])
+    greedy = box.closing(nbd.Client(server.address()))
+    try:
+        greedy.sock.setsockopt(socket.SOL_SOCKET, RCVBUFFORCE, 32 * MIB)
+    except PermissionError:
+        raise Skip("only root may have so large a socket buffer") from None
+    greedy.hello()
+    other = box.closing(nbd.Client(server.address()).ready("disk"))
+    go = nbd.pack_name_and_infos("disk", ())
+    with server.asleep():
+        greedy.send(nbd.pack_option(nbd.OPT_LIST) * lists +
+                    nbd.pack_option(nbd.OPT_GO, go) +
+                    packed(nbd.CMD_READ, 1, 8))
+        other.send(clock(other))
+    for _ in range(lists):
+        eq(len(greedy.option_replies(nbd.OPT_LIST)), len(more) + 2, "replies")
+    eq(greedy.option_replies(nbd.OPT_GO)[-1].type, nbd.REP_ACK, "GO")
+    magic, error, _, number = greedy.unpack(">IIQQ")
+    eq((magic, error), (nbd.SIMPLE_MAGIC, nbd.OK), "reply")
+    note(f"in {number} passes")
+    assert number >= 5, f"all of it in {number} passes"
+    other.collect()
+
+
 @case
 def small_requests_share_the_passes_of_a_thread(box):
     """
@@ -331,9 +374,7 @@ def small_requests_share_the_passes_of_a_thread(box):
     other = box.closing(nbd.Client(server.address()).ready("disk"))
     with server.asleep():
         greedy.send(packed(nbd.CMD_READ, 1, 8) * count)
-        other.send(b"".join(
-            other.pack(nbd.CMD_WRITE, 0, 8, data=struct.pack(">Q", i)) +
-            other.pack(nbd.CMD_CACHE, 0, LONG) for i in range(1, 301)))
+        other.send(clock(other))
     numbers = numbers_read(greedy, count, 8)
     other.collect()
     passes = collections.Counter(numbers)
