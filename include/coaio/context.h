@@ -39,14 +39,14 @@
  *   aio_context_ref/unref            yes          yes         yes         no
  *   aio_context_attach               yes          no          (1)         no
  *   aio_context_current              yes          yes         yes         no
- *   aio_context_main                 yes          yes (2)     yes         no
+ *   aio_context_main                 yes          yes (2)     yes         (2)
  *   aio_context_engine               yes          yes         yes         no
  *   aio_context_set_poll_params      yes          yes         yes         no
  *   aio_poll                         yes          no          (1)         no
  *   aio_notify                       yes          yes         yes         yes
  *
  *   (1) only while the context is unbound, and this binds it
- *   (2) not for the first call, which binds it to the thread
+ *   (2) not for the first call, which makes it and binds it to the thread
  */
 #ifndef COAIO_CONTEXT_H
 #define COAIO_CONTEXT_H

@@ -28,7 +28,7 @@
 static PostList graveyard;
 
 static OsMutex main_lock = OS_MUTEX_INIT;
-static AioContext *main_context; /* main_lock */
+static AioContext *main_context; /* atomic; set once, with main_lock */
 
 static OsMutex setup_lock = OS_MUTEX_INIT;
 static bool setup_done; /* setup_lock */
@@ -258,7 +258,7 @@ void context_stop(AioContext *ctx)
     /*
      * [stop/A] Say that nothing runs here any more, then look at what was
      * posted, and at how many coroutines are left.  Pairs with [stop/B] in
-     * notify_or_sweep() and [stop/C] in leave_home().
+     * sweep_if_stopped() and [stop/C] in leave_home().
      */
     if (!MUTANT(STOP_NO_FENCE)) {
         fence_seq_cst();
@@ -452,14 +452,17 @@ AioContext *aio_context_main(void)
         .size = sizeof(options),
         .name = "main",
     };
-    AioContext *ctx;
+    AioContext *ctx = load_acquire(&main_context);
 
     os_check_fork("aio_context_main");
+    if (likely(ctx)) {
+        return ctx; /* signal handlers, too, come here: without the lock */
+    }
     os_mutex_lock(&main_lock);
-    ctx = main_context;
+    ctx = load_relaxed(&main_context);
     if (!ctx && aio_context_new(&ctx, &options) == 0) {
         aio_context_attach(ctx);
-        main_context = ctx;
+        store_release(&main_context, ctx);
     }
     os_mutex_unlock(&main_lock);
     return ctx;

@@ -10,9 +10,10 @@
  * REFERENCES
  *
  *   handles  what users hold, plus one for as long as started coroutines have
- *            their home here (home.held), plus one for each aio_wait_while()
- *            of its thread.  When it falls to 0, the context is closed:
- *            leftovers are misuse, and nothing runs any more.
+ *            their home here (home.held), one for each coroutine that is on
+ *            its way here, and one for each aio_wait_while() of its thread.
+ *            When it falls to 0, the context is closed: leftovers are
+ *            misuse, and nothing runs any more.
  *   pins     what keeps the memory and the event fd: one for the handles
  *            together, one for the thread that it is bound to, and one for
  *            each waker that has to look at it after it has published: see
@@ -69,8 +70,9 @@ struct AioContext {
                                  ended, lock's: what will never run */
     uint32_t hurry_seen;     /* hurry, when idle was taken last */
     unsigned depth;          /* of nested passes */
-    uint64_t pass;           /* the last that has begun; no other context, and
-                                no other pass, has the same; above 0 */
+    uint64_t pass;           /* the last that has begun; above 0, and of
+                                4,294,967,296 passes none has that of another
+                                context */
     uint64_t ran;            /* callbacks and coroutines that made progress */
     unsigned skipped;        /* passes in a row that did not look at fds */
     Timers timers;

@@ -41,7 +41,8 @@ enum {
 
 static AioContext *ctx;
 static AioBH *own;   /* what the call that is stepped through is about */
-static AioBH *other; /* what the handler schedules; may be the same */
+static AioBH *other; /* what the handler schedules; may be the same; NULL: it
+                        notifies the main context */
 static unsigned own_runs, other_runs;
 
 static unsigned step;   /* instructions so far */
@@ -80,7 +81,11 @@ static void on_trap(int number, siginfo_t *info, void *context)
     (void)info;
     if (++step == act_at) {
         acted = true;
-        aio_bh_schedule(other);
+        if (other) {
+            aio_bh_schedule(other);
+        } else {
+            aio_notify(aio_context_main());
+        }
     }
     if (look_ahead(context) && !kernel_at) {
         kernel_at = step;
@@ -277,6 +282,27 @@ TEST(in_cancel_of_one_that_is_not_pending_the_same_is_scheduled)
 TEST(in_notify_another_is_scheduled)
 {
     try_all(NULL, notify, false, (Bounds){0, 0});
+}
+
+static void ask_for_main(void)
+{
+    aio_context_main();
+}
+
+/* A handler of SIGTERM does so (qemu_notify_event()); the call that it
+ * interrupted held a lock that its own wanted. */
+TEST(in_asking_for_the_main_context_it_is_notified)
+{
+    unsigned nth = first_place();
+
+    catch_traps();
+    CHECK(aio_context_main());
+    do {
+        step_through(ask_for_main, nth);
+        nth += stride();
+    } while (acted);
+    CHECK(step > 2);
+    harness_allow_fds(8); /* the main context lives as long as the process */
 }
 
 TEST(in_a_pass_another_is_scheduled)
