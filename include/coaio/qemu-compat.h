@@ -36,6 +36,8 @@
  *     thread: qemu_get_current_aio_context() is NULL in a thread without one.
  *     qemu_init_main_loop() or qemu_get_aio_context() binds the main context
  *     to the calling thread.
+ *   - qemu_notify_event() in a signal handler needs a main context: before
+ *     there is one, do not call it.
  *   - There are no handlers that only main_loop_wait() runs.  Those of
  *     qemu_set_fd_handler() and event_notifier_set_handler(), and the timers of
  *     timer_new() and timer_init(), are the main context's: aio_poll() and
@@ -58,7 +60,8 @@
  *     QEMU_CLOCK_HOST is the real-time clock.  There is no virtual time, and
  *     no record and replay: timer attributes are ignored.
  *   - Calls on one timer from several threads at once are the user's to order.
- *     timer_del() from another thread waits while the callback runs.
+ *     timer_del() of one that is armed or has fired waits, on another thread,
+ *     for the timer's: hold no lock that its callbacks take.
  *   Sockets
  *   - yield_until_fd_readable() aborts, rather than clobber them, if the file
  *     descriptor has handlers.
@@ -95,10 +98,6 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
-#ifdef __linux__
-#include <sys/eventfd.h>
-#include <unistd.h>
-#endif
 
 COAIO_BEGIN_DECLS
 
@@ -434,97 +433,21 @@ static inline QEMUBH *aio_bh_new_full(AioContext *ctx, QEMUBHFunc *cb,
     return aio_bh_new(ctx, cb, opaque);
 }
 
-/* --- aio.h, main-loop.h, event_notifier.h: descriptors -------------------*/
+/* --- aio.h, main-loop.h: descriptors (event_notifier.h: qemu-notifier.h) --*/
 
 typedef AioFdFunc IOHandler;
 typedef AioFdPollFunc AioPollFn;
 
-#define qemu_set_fd_handler(fd, fd_read, fd_write, opaque)                    \
-    ((void)aio_set_fd_handler(aio_context_main(), (fd), (fd_read),            \
-                              (fd_write), NULL, NULL, (opaque)))
-
-#ifdef __linux__
-
-typedef struct EventNotifier EventNotifier;
-typedef void EventNotifierHandler(EventNotifier *notifier);
-
-struct EventNotifier {
-    int fd;
-    EventNotifierHandler *read;
-    EventNotifierHandler *poll_ready;
-};
-
-/* Returns 0 or a negative errno value. */
-static inline int event_notifier_init(EventNotifier *e, int active)
+static inline void coaio_qemu_must_set(int error)
 {
-    memset(e, 0, sizeof(*e));
-    e->fd = eventfd(active ? 1 : 0, EFD_CLOEXEC | EFD_NONBLOCK);
-    return e->fd < 0 ? -co_errno() : 0;
-}
-
-static inline void event_notifier_cleanup(EventNotifier *e)
-{
-    close(e->fd);
-    e->fd = -1;
-}
-
-static inline int event_notifier_get_fd(const EventNotifier *e)
-{
-    return e->fd;
-}
-
-static inline int event_notifier_set(EventNotifier *e)
-{
-    /* It fails only where the counter is full, and then it is set. */
-    eventfd_write(e->fd, 1);
-    return 0;
-}
-
-static inline int event_notifier_test_and_clear(EventNotifier *e)
-{
-    eventfd_t value;
-
-    return eventfd_read(e->fd, &value) == 0;
-}
-
-static inline void coaio_qemu_notifier_read(void *opaque)
-{
-    EventNotifier *e = (EventNotifier *)opaque;
-
-    e->read(e);
-}
-
-static inline void coaio_qemu_notifier_poll_ready(void *opaque)
-{
-    EventNotifier *e = (EventNotifier *)opaque;
-
-    e->poll_ready(e);
-}
-
-/* io_poll is called with the notifier. */
-static inline void aio_set_event_notifier(AioContext *ctx, EventNotifier *e,
-                                          EventNotifierHandler *io_read,
-                                          AioPollFn *io_poll,
-                                          EventNotifierHandler *io_poll_ready)
-{
-    if (!io_read) {
-        aio_set_fd_handler(ctx, e->fd, NULL, NULL, NULL, NULL, NULL);
-        return;
+    if (error < 0) {
+        coaio_qemu_die("no memory or no watch for a handler, or no such fd");
     }
-    e->read = io_read;
-    e->poll_ready = io_poll_ready;
-    aio_set_fd_handler(ctx, e->fd, coaio_qemu_notifier_read, NULL, io_poll,
-                       io_poll_ready ? coaio_qemu_notifier_poll_ready : NULL,
-                       e);
 }
 
-static inline void event_notifier_set_handler(EventNotifier *e,
-                                              EventNotifierHandler *handler)
-{
-    aio_set_event_notifier(aio_context_main(), e, handler, NULL, NULL);
-}
-
-#endif
+#define qemu_set_fd_handler(fd, fd_read, fd_write, opaque)                    \
+    coaio_qemu_must_set(aio_set_fd_handler(                                   \
+        aio_context_main(), (fd), (fd_read), (fd_write), NULL, NULL, (opaque)))
 
 /* --- timer.h, and what aio.h has of timers -------------------------------*/
 
@@ -690,12 +613,11 @@ typedef struct QemuCoSleep {
     Coroutine *to_wake;
 } QemuCoSleep;
 
-/* Any thread, but the callers on one sleep come one after the other. */
+/* Any thread; of two that come at once, or as the time is up, one wakes. */
 static inline void qemu_co_sleep_wake(QemuCoSleep *w)
 {
-    Coroutine *co = w->to_wake;
+    Coroutine *co = __atomic_exchange_n(&w->to_wake, NULL, __ATOMIC_ACQ_REL);
 
-    w->to_wake = NULL;
     if (co) {
         aio_co_wake(co);
     }
@@ -703,9 +625,9 @@ static inline void qemu_co_sleep_wake(QemuCoSleep *w)
 
 static inline void coroutine_fn qemu_co_sleep(QemuCoSleep *w)
 {
-    w->to_wake = coroutine_self();
+    __atomic_store_n(&w->to_wake, coroutine_self(), __ATOMIC_RELEASE);
     coroutine_yield();
-    if (w->to_wake) {
+    if (__atomic_load_n(&w->to_wake, __ATOMIC_ACQUIRE)) {
         coaio_qemu_die("qemu_co_sleep: ended, but not by qemu_co_sleep_wake()");
     }
 }
@@ -778,6 +700,7 @@ static inline void coroutine_fn coaio_qemu_timeout_run(void *opaque)
  * Run entry(opaque) in a coroutine, and wait for it for at most timeout_ns; 0:
  * run it here, without a limit.  Returns 0 when it has returned, or
  * -ETIMEDOUT: then it goes on, and clean(opaque) is called when it returns.
+ * It must return in the context where it began.
  */
 static inline int coroutine_fn qemu_co_timeout(CoroutineEntry *entry,
                                                void *opaque,
@@ -995,5 +918,7 @@ static inline void iothread_destroy(IOThread *iothread)
 }
 
 COAIO_END_DECLS
+
+#include <coaio/qemu-notifier.h>
 
 #endif

@@ -12,6 +12,8 @@
 
 #include "harness.h"
 
+#include <fcntl.h>
+
 /* As QEMU's tests set themselves up. */
 static AioContext *ctx;
 
@@ -980,6 +982,18 @@ TEST(event_notifiers)
     CHECK_EQ(t.n, 5);
     aio_set_event_notifier(ctx, &t.e, NULL, NULL, NULL);
     event_notifier_cleanup(&t.e);
+}
+
+TEST(a_zeroed_event_notifier_is_none)
+{
+    EventNotifier e = { 0 };
+
+    set_up();
+    aio_set_event_notifier(ctx, &e, NULL, NULL, NULL);
+    CHECK(!event_notifier_test_and_clear(&e));
+    CHECK_EQ(event_notifier_set(&e), -1);
+    event_notifier_cleanup(&e);
+    CHECK(fcntl(0, F_GETFD) >= 0);
 }
 
 TEST_MAIN()

@@ -10,6 +10,7 @@
 #include "os/fault.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdlib.h>
 
@@ -149,6 +150,13 @@ TEST_ABORTS(sending_more_than_a_vector_has,
     main_context();
     CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
     qemu_coroutine_enter(qemu_coroutine_create(send_too_much, &fds[0]));
+}
+
+TEST_ABORTS(a_handler_that_cannot_be_had,
+            "^coaio: no memory or no watch for a handler, or no such fd$")
+{
+    main_context();
+    qemu_set_fd_handler(INT_MAX, nothing, NULL, NULL);
 }
 
 TEST_MAIN()
