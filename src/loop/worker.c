@@ -47,7 +47,7 @@
 /* At most after two of them a job leaves a lane that does not move. */
 #define LOOK_NS (10 * INT64_C(1000000))
 
-enum { JOB_QUEUED = 1, JOB_WAITING, JOB_RUNNING, JOB_CANCELLED };
+enum { JOB_NEW, JOB_QUEUED, JOB_WAITING, JOB_RUNNING, JOB_CANCELLED };
 
 static struct {
     OsMutex lock;
@@ -302,6 +302,7 @@ static int submit_locked(WorkerJob *job)
     ret = call_thread_locked();
     if (ret < 0) {
         remove_locked(job);
+        job->state = JOB_NEW; /* there is nothing to take back */
     } else if (lane) {
         lane->taken = true;
     }

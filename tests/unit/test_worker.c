@@ -300,6 +300,35 @@ TEST(without_a_thread_a_job_is_refused)
     close_context(); /* no pin was left */
 }
 
+/*
+ * co_close() looks for jobs in the list of the descriptor, where one that was
+ * refused still is for a moment: it was taken for one in the queue, which had
+ * one less than none then, and its context lost a pin that was not the job's.
+ */
+TEST(a_refused_job_cannot_be_cancelled)
+{
+    Job refused, others[2];
+
+    open_context();
+    job_init(&refused, 1);
+    os_fault_arm(1, EAGAIN, "thread");
+    CHECK_EQ(worker_submit(&refused.job), -EAGAIN);
+    CHECK(os_fault_fired());
+    CHECK(!worker_cancel(&refused.job));
+    CHECK(!aio_poll(ctx, false));
+    CHECK_EQ(refused.done, 0);
+
+    for (int i = 0; i < 2; i++) {
+        job_init(&others[i], i);
+        CHECK_EQ(worker_submit(&others[i].job), 0);
+    }
+    await_done(2);
+    CHECK_EQ(worker_submit(&refused.job), 0);
+    await_done(3);
+    CHECK_EQ(refused.result, 1);
+    close_context();
+}
+
 TEST(with_some_thread_a_job_waits_for_it)
 {
     Job busy, job;
