@@ -88,12 +88,7 @@ static void submission_done(void *owner, Post *post)
 
     ctx->ran++;
     s->completed = true;
-    /* Here, not in the coroutine, which may have been left by then; unless it
-     * is about to try again. */
-    if (s->rest || co_wait_ended(&s->wait.wait) ||
-        !was_interrupted(s->op.result)) {
-        let_go(s);
-    }
+    let_go(s); /* not in the coroutine, which may have been left by then */
     if (s->rest) {
         co_wait_settle(s->rest, 0);
         co_wait_wake(s->rest, "the kernel");
@@ -149,8 +144,10 @@ static ssize_t coroutine_fn await(AioContext *ctx, Submission *s, int *error)
 /* What the caller is told of it. */
 static ssize_t outcome(ssize_t result, int error)
 {
-    if (error != 0 && was_interrupted(result)) {
-        return error;
+    if (was_interrupted(result)) {
+        /* Not by us: who asks again in another way learns whether it was the
+         * kernel, or is what the file says. */
+        return error != 0 ? error : IO_NEEDS_OTHER_WAY;
     }
     /* It could not even be begun, for want of memory in the kernel. */
     return result == -EAGAIN ? IO_NEEDS_OTHER_WAY : result;
@@ -160,25 +157,21 @@ static ssize_t coroutine_fn submit_file_call(AioContext *ctx,
                                              const OsUringRequest *request,
                                              IoFd *entry, const char *what)
 {
-    Submission s;
+    Submission s = {
+        .op = {.post.run = submission_done,
+               .request = *request,
+               .left = submission_left},
+        .held = entry,
+    };
     ssize_t result;
     int error;
 
-    do {
-        s = (Submission){
-            .op = {.post.run = submission_done,
-                   .request = *request,
-                   .left = submission_left},
-            .held = entry,
-        };
-        co_wait_init(&s.wait.wait, what, entry, submission_cancel);
-        if (!ctx->poller.ops->submit(ctx, &s.op)) {
-            let_go(&s);
-            return IO_NEEDS_OTHER_WAY;
-        }
-        result = await(ctx, &s, &error);
-    } while (was_interrupted(result) && error == 0);
-    let_go(&s);
+    co_wait_init(&s.wait.wait, what, entry, submission_cancel);
+    if (!ctx->poller.ops->submit(ctx, &s.op)) {
+        let_go(&s);
+        return IO_NEEDS_OTHER_WAY;
+    }
+    result = await(ctx, &s, &error);
     return outcome(result, error);
 }
 
@@ -222,9 +215,6 @@ static ssize_t coroutine_fn submit_socket_call(AioContext *ctx, Submission *s)
         return error < 0 ? error : IO_NEEDS_OTHER_WAY;
     }
     result = await(ctx, s, &error);
-    if (was_interrupted(result) && error == 0) {
-        return IO_NEEDS_OTHER_WAY;
-    }
     return outcome(result, error);
 }
 

@@ -19,6 +19,7 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 enum {
@@ -478,6 +479,44 @@ TEST(what_was_closed_meanwhile_goes_no_other_way)
     CHECK(!closing.done);
     CHECK_EQ(finish(&reading), -ECANCELED);
     CHECK_EQ(finish(&closing), 0);
+    end();
+}
+
+static pid_t loop_thread;
+static unsigned asked; /* the ring, to sync */
+static int answer;
+
+/* A file that answers so, to the ring, and to who asks next. */
+static void answer_syncs(const OsRecord *r)
+{
+    if (strcmp(r->call, "fdatasync") == 0 && asked < 100 &&
+        syscall(SYS_gettid) == loop_thread) {
+        asked += r->begin;
+        os_fault_arm(1, answer, r->call);
+    }
+}
+
+/*
+ * Files in user space can say so.  It was taken for what the kernel had broken
+ * off, and made again for ever; and co_close() waited for the end of that.
+ */
+TEST(a_file_that_says_it_was_cancelled_is_asked_once_more)
+{
+    int fd;
+
+    begin();
+    fd = make_file(0);
+    loop_thread = (pid_t)syscall(SYS_gettid);
+    os_set_recorder(answer_syncs);
+    answer = ECANCELED;
+    CHECK_EQ(make(sync_it, fd), -ECANCELED);
+    CHECK_EQ(asked, 1);
+    CHECK_EQ(worker_thread_count(), 1); /* it was the next to ask */
+    answer = EINTR;
+    CHECK_EQ(make(sync_it, fd), 0);
+    CHECK_EQ(asked, 2);
+    os_set_recorder(NULL);
+    CHECK_EQ(make(close_it, fd), 0);
     end();
 }
 
