@@ -18,7 +18,8 @@
  *
  * One coroutine reads and one writes at a time on a descriptor that has
  * readiness (a socket, a pipe); a second one waits its turn, in order.  Files
- * have no such limit.  A buffer belongs to the call until it returns.
+ * have no such limit, but for reads at the position.  A buffer belongs to the
+ * call until it returns.
  *
  * A call that finds what it asks for does not suspend.  Who may always find
  * something (a server whose client sends without end) calls co_sleep_ns(0) from
@@ -51,6 +52,13 @@ COAIO_BEGIN_DECLS
 
 /**
  * read(2), write(2): at the position of the file, if it has one.
+ *
+ * Of a file, each call reads or writes one piece, whoever else does so at the
+ * position at the same time.  A write is a single write(2), so with O_APPEND no
+ * other process gets in between either.  A read from a descriptor that is open
+ * for reading only may take two calls: then others wait for it, but not those
+ * who share the position in another way (through a duplicate of the descriptor,
+ * in another process, with read(2), in a coroutine without a home).
  */
 COAIO_API ssize_t coroutine_fn co_read(int fd, void *buf, size_t count);
 COAIO_API ssize_t coroutine_fn co_write(int fd, const void *buf, size_t count);

@@ -19,12 +19,22 @@
  * RWF_NOWAIT stops where the page cache ends, which is not the end of the
  * file: the rest of a short count is fetched, too, so that a short count means
  * the same as with pread(2).
+ *
+ * At the position of a file, such parts must be next to each other.  So a write
+ * there is one call, and a worker's; and so is a read, unless the file is open
+ * for reading only.  Then only another read could come between the parts, and
+ * that waits for its turn.  The engine is of no use: it looks up the position
+ * when it begins, and sets it when it has ended, for two calls at once alike.
+ *
+ * Does not guarantee that if the open file is also read from through another
+ * descriptor (dup(2), fork(2)), with read(2), or by a coroutine without a home.
  */
 #include "io/io_int.h"
 
 #include "loop/context.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 
 #define DIRECT_MAX ((size_t)256 << 10)
@@ -188,6 +198,50 @@ static NOINLINE ssize_t coroutine_fn transfer_rest(const FileCall *f,
     return (ssize_t)done;
 }
 
+/* All of it, at an offset, in memory, or with the turn to read. */
+static ssize_t coroutine_fn transfer_in_parts(const FileCall *f, IoTransfer *t)
+{
+    ssize_t result = transfer_at_once(f, t);
+
+    if (result == IO_NEEDS_WORKER) {
+        return transfer_elsewhere(f, t);
+    }
+    if (result > 0 && (size_t)result < f->total && f->kind != OS_FILE_MEMORY) {
+        return transfer_rest(f, (size_t)result);
+    }
+    return result;
+}
+
+/*
+ * Whether no write can come between the parts of a read.  Asked each time: who
+ * closes a file with close(2) may open the same one again for more.
+ */
+static bool is_only_read(const IoTransfer *t)
+{
+    int flags = t->direction == IO_READ ? os_file_flags(t->fd) : -1;
+
+    return flags >= 0 && (flags & O_ACCMODE) == O_RDONLY;
+}
+
+/* At the position of a file that is not in memory. */
+static NOINLINE ssize_t coroutine_fn transfer_here(const FileCall *f,
+                                                   IoTransfer *t)
+{
+    IoTurn turn;
+    ssize_t result;
+
+    if (!io_has_home() || !is_only_read(t)) {
+        return transfer_elsewhere(f, t);
+    }
+    result = io_turn_take(&turn, f->use.entry, IO_READ, t->what);
+    if (result < 0) {
+        return result;
+    }
+    result = io_use_ended(&f->use) ? -ECANCELED : transfer_in_parts(f, t);
+    io_turn_end(&turn);
+    return result;
+}
+
 ssize_t io_file_transfer(const IoTransfer *transfer, IoFd *entry,
                          OsFileKind kind)
 {
@@ -199,6 +253,9 @@ ssize_t io_file_transfer(const IoTransfer *transfer, IoFd *entry,
         f.total += transfer->iov[i].iov_len;
     }
     store_relaxed(&entry->transfers, load_relaxed(&entry->transfers) + 1);
+    if (transfer->offset < 0 && kind != OS_FILE_MEMORY) {
+        return transfer_here(&f, &whole);
+    }
     if (transfer->direction == IO_READ && kind == OS_FILE_REGULAR &&
         f.total <= IO_DEAR_MAX && io_better_submit(OS_URING_READ)) {
         result = transfer_by_engine(&f, &whole);
@@ -209,14 +266,7 @@ ssize_t io_file_transfer(const IoTransfer *transfer, IoFd *entry,
             return -ECANCELED;
         }
     }
-    result = transfer_at_once(&f, &whole);
-    if (result == IO_NEEDS_WORKER) {
-        return transfer_elsewhere(&f, &whole);
-    }
-    if (result > 0 && (size_t)result < f.total && kind != OS_FILE_MEMORY) {
-        return transfer_rest(&f, (size_t)result);
-    }
-    return result;
+    return transfer_in_parts(&f, &whole);
 }
 
 int io_slice(const IoTransfer *transfer, size_t skip, size_t limit,
