@@ -180,22 +180,20 @@ int co_close(int fd)
     bool home = io_begin("co_close", fd);
     IoFd *entry = io_fd_get(fd);
     OsFileStatus status;
-    uint32_t known = 0;
     int ret;
 
     if (!entry) {
         /* No memory, or no descriptor: nothing can have waited here. */
         return os_close(fd);
     }
-    ret = io_fd_retire(entry, fd, &known);
+    ret = io_fd_retire(entry, fd);
     if (ret < 0) {
         return ret;
     }
-    /* Whether a file is in memory is not asked for that: it may block. */
-    if (known == 0 && os_file_status(fd, &status) == 0) {
-        known = IO_KIND(status.kind);
-    }
-    if (!home || known != IO_KIND(OS_FILE_REGULAR)) {
+    /* Whether a file is in memory is not asked for that, which may block: and
+     * to give back much of it takes a while, too. */
+    if (!home || os_file_status(fd, &status) < 0 ||
+        status.kind != OS_FILE_REGULAR) {
         return io_fd_close(entry, fd);
     }
     io_fd_reopen(entry);

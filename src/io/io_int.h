@@ -97,11 +97,10 @@ void io_fd_opened(int fd, OsFileKind kind);
 
 /*
  * End all that waits on fd here, and wait for what workers have begun.  Then
- * *kind is what is known of fd (IO_KIND...), nothing can begin on it any more,
- * and one of the two below is to follow.  Returns 0, or -EBADF if somebody
- * else is closing it.
+ * nothing can begin on it any more, and one of the two below is to follow.
+ * Returns 0, or -EBADF if somebody else is closing it.
  */
-int coroutine_fn io_fd_retire(IoFd *entry, int fd, uint32_t *kind);
+int coroutine_fn io_fd_retire(IoFd *entry, int fd);
 /* Close fd and let the number begin anew. */
 int io_fd_close(IoFd *entry, int fd);
 /* Let the number begin anew; for a file that nobody can wait on, which is then

@@ -7,7 +7,8 @@
  * close(2) and opened something else under it.  Then results are right all the
  * same: a call that would block on a file of another kind either fails in a
  * way that tells (ENOTSOCK, ESPIPE), or asks first what it has before it.  Only
- * the way it takes may be slow, until the facts are checked again.
+ * the way it takes may be slow, until the facts are checked again.  co_close(),
+ * whose way may be a long one, goes by what the number is now.
  *
  * Does not guarantee anything for a number that is closed with close(2) while
  * a coroutine waits on it: that wait ends with co_close() of the number.
@@ -313,7 +314,7 @@ static void coroutine_fn cut_connect(IoFd *entry, int fd)
     }
 }
 
-int io_fd_retire(IoFd *entry, int fd, uint32_t *kind)
+int io_fd_retire(IoFd *entry, int fd)
 {
     List ended;
     bool connecting;
@@ -325,12 +326,10 @@ int io_fd_retire(IoFd *entry, int fd, uint32_t *kind)
         return -EBADF;
     }
     entry->closing = true;
-    *kind = io_fd_kind(entry);
     begin_generation(entry, 0, &ended); /* INVARIANTS 1 */
     io_jobs_cancel_locked(entry);
     /* Workers do nothing else with sockets. */
-    connecting = load_relaxed(&entry->running) > 0 &&
-                 (*kind == 0 || *kind == IO_KIND(OS_FILE_SOCKET));
+    connecting = load_relaxed(&entry->running) > 0 && os_socket_type(fd) >= 0;
     unlock_both(entry);
     io_turn_wake_all(&ended);
     fd_cancel_all(fd, -ECANCELED);

@@ -155,9 +155,8 @@ static void receive_one(void)
 static void coroutine_fn close_socket(void *opaque)
 {
     Socket *s = opaque;
-    uint32_t kind;
 
-    CHECK_EQ(io_fd_retire(&s->entry, s->fd, &kind), 0);
+    CHECK_EQ(io_fd_retire(&s->entry, s->fd), 0);
     CHECK_EQ(io_fd_close(&s->entry, s->fd), 0);
 }
 

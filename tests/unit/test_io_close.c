@@ -448,28 +448,47 @@ ON_EACH_ENGINE(without_a_worker_closing_closes)
     go_end(ctx);
 }
 
+/* Whatever the number was when it was asked last. */
+ON_EACH_ENGINE(a_number_that_became_a_file_is_closed_by_a_worker)
+{
+    AioContext *ctx = go_begin(engine);
+    int fd = slow_file(), fds[2];
+    OsFileKind kind;
+    IoFd *entry;
+
+    os_set_recorder(NULL);
+    pair(fds);
+    CHECK_EQ(io_fd_check(fds[0], &entry, &kind), 0);
+    CHECK_EQ(io_fd_kind(entry), IO_KIND(OS_FILE_SOCKET));
+    CHECK_EQ(dup3(fd, fds[0], O_CLOEXEC), fds[0]);
+    CHECK_EQ(do_close(ctx, fds[0]), 0);
+    CHECK_EQ(fcntl(fds[0], F_GETFD), -1);
+    CHECK(worker_thread_count() > 0);
+    close(fds[1]);
+    close(fd);
+    go_end(ctx);
+}
+
 /* With all workers busy, what waits in the queue is taken back. */
 ON_EACH_ENGINE(closing_takes_back_what_has_not_begun)
 {
     AioContext *ctx = go_begin(engine);
     int fd = (int)syscall(SYS_memfd_create, "coaio-test", 1u);
     int other = (int)syscall(SYS_memfd_create, "coaio-test", 1u);
+    Call closing = {.fd = fd};
     Job busy[WORKER_MAX], queued;
-    OsFileKind kind;
-    IoFd *entry;
 
-    /* What is known to be in memory needs no worker to be closed. */
-    CHECK_EQ(io_fd_check(fd, &entry, &kind), 0);
     for (int i = 0; i < WORKER_MAX; i++) {
         job_init(&busy[i], io_fd_get(other));
         go(work, &busy[i]);
         gate_pass(&busy[i].begun);
     }
-    job_init(&queued, entry);
+    job_init(&queued, io_fd_get(fd));
     go(work, &queued);
-    CHECK_EQ(do_close(ctx, fd), 0);
+    go(close_it, &closing);
     go_until(ctx, &queued.done);
     CHECK_EQ(queued.result, -ECANCELED);
+    CHECK(!closing.done); /* it needs a worker for itself */
     for (int i = 0; i < WORKER_MAX; i++) {
         gate_open(&busy[i].go_on);
     }
@@ -477,6 +496,8 @@ ON_EACH_ENGINE(closing_takes_back_what_has_not_begun)
         go_until(ctx, &busy[i].done);
         CHECK_EQ(busy[i].result, 7);
     }
+    go_until(ctx, &closing.done);
+    CHECK_EQ(closing.result, 0);
     CHECK_EQ(do_close(ctx, other), 0);
     go_end(ctx);
 }

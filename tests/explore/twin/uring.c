@@ -419,6 +419,12 @@ int os_file_flags(int fd)
     return 0;
 }
 
+int os_socket_type(int fd)
+{
+    (void)fd;
+    return SOCK_STREAM;
+}
+
 bool os_file_in_memory(int fd)
 {
     (void)fd;
