@@ -175,11 +175,57 @@ static int coroutine_fn close_in_worker(int fd)
     return call.called ? (int)result : os_close(fd);
 }
 
+/*
+ * Under another number, so that nobody finds the old one open or closing for as
+ * long as that takes; without one, here.
+ */
+static int coroutine_fn close_duplicate_in_worker(IoFd *entry, int fd)
+{
+    int other = os_dup(fd);
+    int ret = io_fd_close(entry, fd);
+    int result = 0;
+
+    if (other >= 0) {
+        /* The engine has the open file until it has ended what waited on it, in
+         * the next pass: it is not to be the last to let go. */
+        co_sleep_ns(0);
+        result = close_in_worker(other);
+    }
+    return ret < 0 ? ret : result;
+}
+
+typedef enum CloseWay {
+    CLOSE_HERE,
+    CLOSE_FILE,      /* writes back, whoever else has it open */
+    CLOSE_DUPLICATE, /* what waits when it is the last to go: a socket for its
+                        peer, a terminal for its line */
+} CloseWay;
+
+/*
+ * Whether a file is in memory is not asked for that, which may block; and to
+ * give back much of it takes a while, too.
+ */
+static CloseWay way_to_close(int fd)
+{
+    OsFileStatus status;
+    int lingers = os_socket_lingers(fd);
+
+    if (lingers >= 0) {
+        return lingers ? CLOSE_DUPLICATE : CLOSE_HERE;
+    }
+    if (os_file_status(fd, &status) < 0) {
+        return CLOSE_HERE;
+    }
+    if (status.kind == OS_FILE_REGULAR) {
+        return CLOSE_FILE;
+    }
+    return status.character ? CLOSE_DUPLICATE : CLOSE_HERE;
+}
+
 int co_close(int fd)
 {
     bool home = io_begin("co_close", fd);
     IoFd *entry = io_fd_get(fd);
-    OsFileStatus status;
     int ret;
 
     if (!entry) {
@@ -190,14 +236,15 @@ int co_close(int fd)
     if (ret < 0) {
         return ret;
     }
-    /* Whether a file is in memory is not asked for that, which may block: and
-     * to give back much of it takes a while, too. */
-    if (!home || os_file_status(fd, &status) < 0 ||
-        status.kind != OS_FILE_REGULAR) {
+    switch (home ? way_to_close(fd) : CLOSE_HERE) {
+    case CLOSE_FILE:
+        io_fd_reopen(entry);
+        return close_in_worker(fd);
+    case CLOSE_DUPLICATE:
+        return close_duplicate_in_worker(entry, fd);
+    default:
         return io_fd_close(entry, fd);
     }
-    io_fd_reopen(entry);
-    return close_in_worker(fd);
 }
 
 /* --- readiness ------------------------------------------------------------*/

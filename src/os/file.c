@@ -139,9 +139,8 @@ int os_connect(int fd, const struct sockaddr *addr, socklen_t addrlen)
 }
 
 /* Returns 0 or -errno. */
-static int get_option(int fd, int name, int *value)
+static int get_option_of(int fd, int name, void *value, socklen_t size)
 {
-    socklen_t size = sizeof(*value);
     int error = os_fault("getsockopt");
 
     os_count(OS_COUNT_SYSCALLS);
@@ -149,6 +148,11 @@ static int get_option(int fd, int name, int *value)
         return -error;
     }
     return getsockopt(fd, SOL_SOCKET, name, value, &size) ? -errno : 0;
+}
+
+static int get_option(int fd, int name, int *value)
+{
+    return get_option_of(fd, name, value, sizeof(*value));
 }
 
 int os_socket_error(int fd)
@@ -183,6 +187,14 @@ int os_socket_listens(int fd)
     }
     return family != AF_UNIX && family != AF_INET && family != AF_INET6 &&
            family != AF_VSOCK;
+}
+
+int os_socket_lingers(int fd)
+{
+    struct linger linger = {.l_onoff = 0};
+    int ret = get_option_of(fd, SO_LINGER, &linger, sizeof(linger));
+
+    return ret < 0 ? ret : linger.l_onoff && linger.l_linger > 0;
 }
 
 void os_shutdown(int fd)
@@ -223,6 +235,19 @@ int os_close(int fd)
     result = error == EINTR ? 0 : -error;
     os_record("close", fd, -1, result, false);
     return result;
+}
+
+int os_dup(int fd)
+{
+    int error = os_fault("dup");
+    int other;
+
+    os_count(OS_COUNT_SYSCALLS);
+    if (error) {
+        return -error;
+    }
+    other = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    return other < 0 ? -errno : other;
 }
 
 bool os_file_in_memory(int fd)
@@ -299,6 +324,7 @@ int os_file_status(int fd, OsFileStatus *status)
     status->kind = kind_of(st.st_mode);
     status->may_be_memory = S_ISREG(st.st_mode) && major(st.st_dev) == 0;
     status->device = S_ISBLK(st.st_mode);
+    status->character = S_ISCHR(st.st_mode);
     status->serial = ((uint64_t)st.st_dev << 32 | (uint64_t)st.st_dev >> 32) ^
                      (uint64_t)st.st_ino * UINT64_C(0x9e3779b97f4a7c15) ^
                      (st.st_mode & S_IFMT);

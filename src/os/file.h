@@ -46,6 +46,9 @@ int os_fdatasync(int fd);
 int os_fallocate(int fd, int mode, off_t offset, off_t length);
 int os_close(int fd);
 
+/* Another descriptor of the open file, close-on-exec; or -errno. */
+int os_dup(int fd);
+
 typedef enum OsFileKind {
     OS_FILE_REGULAR, /* a file on a disk: can block, has no readiness */
     OS_FILE_MEMORY,  /* a file on tmpfs, ramfs or hugetlbfs */
@@ -58,6 +61,7 @@ typedef struct OsFileStatus {
     bool may_be_memory; /* ask os_file_in_memory(): its file system is on no
                            device */
     bool device;        /* a block device */
+    bool character;     /* a terminal or another character device */
     uint64_t serial;    /* differs between files that the number fd stood for
                            at different times: device, inode, type, mixed */
 } OsFileStatus;
@@ -84,6 +88,9 @@ int os_socket_type(int fd);
 /* 1: listen(2) was called for it, or it is of a family that is not known to
  * tell; 0; or -errno. */
 int os_socket_listens(int fd);
+/* 1: closing it, as its last descriptor, may wait until the peer has all that
+ * was sent (SO_LINGER); 0; or -errno (-ENOTSOCK). */
+int os_socket_lingers(int fd);
 /* Have calls that block on the socket return, or not: who waits for that asks
  * again and again. */
 void os_shutdown(int fd);
