@@ -274,11 +274,14 @@ int co_poll_fd(int fd, int events, int64_t timeout_ns)
     IoFd *entry;
     int ret = fd < 0 ? -EBADF : poll_now(fd, events, 0);
 
-    if (ret != -ETIMEDOUT || timeout_ns == 0) {
+    if (ret != -ETIMEDOUT) {
         return ret;
     }
     if (!(events & (POLLIN | POLLOUT)) && !os_has_readiness(fd)) {
         return -EPERM; /* nothing else ever holds of it */
+    }
+    if (timeout_ns == 0) {
+        return -ETIMEDOUT;
     }
     if (!home) {
         return poll_now(fd, events, timeout_ns);
