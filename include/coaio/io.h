@@ -4,9 +4,10 @@
  *
  * Results are those of the POSIX calls of the same names, short counts
  * included, with errors as negative errno values; never -EINTR, and -EAGAIN
- * only where a call says so that was made to wait: a co_connect() for which
- * SO_SNDTIMEO was too short, a device asked at an offset that has O_NONBLOCK.
- * Besides, any of them may return
+ * only where a call says so that was made to wait: a co_connect() of a UNIX
+ * socket for which SO_SNDTIMEO was too short (of a TCP socket that is
+ * -EINPROGRESS), a device asked at an offset that has O_NONBLOCK.  Besides, any
+ * of them may return
  *
  *   -ECANCELED  co_close() ended the wait
  *   -ENOMEM     the runtime found no memory
@@ -94,6 +95,11 @@ COAIO_API ssize_t coroutine_fn co_sendmsg(int fd, const struct msghdr *msg,
  * accept4(2) with SOCK_CLOEXEC and flags (SOCK_NONBLOCK or 0).  addr and
  * addrlen may be NULL.
  *
+ * A listening socket that others take connections from as well, another process
+ * or accept(2) in this one, should have O_NONBLOCK.  Without that, if they take
+ * the one that was there, the thread blocks until the next comes, and its loop
+ * with it, whatever the engine.
+ *
  * Returns the new descriptor, which belongs to the caller.
  */
 COAIO_API int coroutine_fn co_accept(int fd, struct sockaddr *addr,
@@ -123,10 +129,18 @@ COAIO_API int coroutine_fn co_fallocate(int fd, int mode, off_t offset,
  * A call that another thread begins at the same time may be too late: as with
  * close(2), it finds the number closed, or used for something else.
  *
- * Returns 0, or what close(2) reported; fd is closed in any case.  Waits for
- * what a worker cannot be cut short in: a call on a file that has begun, and a
- * connect(2) of a blocking UNIX socket whose peer's queue is full, which ends
- * when the peer accepts or goes.
+ * Returns 0, or what close(2) reported; fd is closed in any case.  The caller,
+ * and not its loop, waits for what close(2) waits for (SO_LINGER, what a
+ * terminal has to send, what a file has to write back), and before that for
+ * what a worker cannot be cut short in:
+ *
+ *   - a call on a file that has begun; one that io_uring makes for another
+ *     context has ended when the loop of that has run again
+ *   - a connect(2) of a blocking UNIX socket whose peer's queue is full, which
+ *     ends when the peer accepts or goes
+ *   - a read or write of a blocking terminal or device (of what does not know
+ *     RWF_NOWAIT, and is no file) that was ready until another process took
+ *     what there was, which ends when there is something again
  */
 COAIO_API int coroutine_fn co_close(int fd);
 

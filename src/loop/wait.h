@@ -17,13 +17,13 @@
  *
  * PROTOCOL AND MEMORY ORDER
  *
- *   [wait/A] the one who ends it moves state from PENDING by an acq_rel
- *   compare-and-swap after writing what the waiter is to see; result travels
- *   in the same word.  [wait/B] the waiter reads state with acquire when it
- *   runs again.  The memory may be gone as soon as the coroutine has been
- *   woken: nobody touches a wait after co_wait_end() returned.
+ *   [wait/A] the one who ends it moves outcome from WAIT_PENDING to the result
+ *   by an acq_rel compare-and-swap after writing what the waiter is to see.
+ *   [wait/B] the waiter reads outcome with acquire when it runs again.  The
+ *   memory may be gone as soon as the coroutine has been woken: nobody touches
+ *   a wait after co_wait_end() returned.
  *
- * A coroutine that is resumed while its wait is PENDING was woken by somebody
+ * A coroutine that is resumed while its wait is pending was woken by somebody
  * who had no right to: misuse, naming both.
  */
 #ifndef COAIO_LOOP_WAIT_H
@@ -40,8 +40,8 @@ typedef struct CoWait CoWait;
 /*
  * Called on the home thread, outside the waiter, when the wait is to end with
  * error.  It takes the record from where completers find it, as far as needed,
- * and calls co_wait_end(wait, error) unless somebody has ended it, or leaves
- * that to a completion that is sure to come (a transfer in the kernel).
+ * and calls co_wait_end(wait, error, who) unless somebody has ended it, or
+ * leaves that to a completion that is sure to come (a transfer in the kernel).
  */
 typedef void CoWaitCancel(CoWait *wait, int error);
 
