@@ -31,6 +31,9 @@
 
 #include <errno.h>
 
+/* So often in a row a call on a file is made again that was interrupted. */
+#define INTERRUPTED_MOST 8
+
 typedef struct Submission {
     IoOp op;        /* first */
     FdWait wait;    /* of files the CoWait in it only */
@@ -172,22 +175,27 @@ static ssize_t coroutine_fn submit_file_call(AioContext *ctx,
         return IO_NEEDS_OTHER_WAY;
     }
     result = await(ctx, &s, &error);
-    return outcome(result, error);
+    return result == -EINTR && error == 0 ? -EINTR : outcome(result, error);
 }
 
 ssize_t io_submit(const IoUse *use, const OsUringRequest *request,
                   const char *what)
 {
+    AioContext *ctx = os_thread()->context;
+    unsigned tries = 0;
     ssize_t result;
 
     if (!io_may_submit(request->call)) {
         return IO_NEEDS_OTHER_WAY;
     }
-    result = io_fd_hold(use);
-    if (result < 0) {
-        return result;
-    }
-    return submit_file_call(os_thread()->context, request, use->entry, what);
+    do {
+        result = io_fd_hold(use);
+        if (result < 0) {
+            return result;
+        }
+        result = submit_file_call(ctx, request, use->entry, what);
+    } while (result == -EINTR && ++tries < INTERRUPTED_MOST);
+    return result == -EINTR ? IO_NEEDS_OTHER_WAY : result;
 }
 
 /* Under the lock of the side, so that co_close() finds it or is found. */

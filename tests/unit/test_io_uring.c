@@ -502,6 +502,7 @@ static void answer_syncs(const OsRecord *r)
  */
 TEST(a_file_that_says_it_was_cancelled_is_asked_once_more)
 {
+    enum { INTERRUPTED_MOST = 8 }; /* the ring's calls, then it is a worker's */
     int fd;
 
     begin();
@@ -514,7 +515,7 @@ TEST(a_file_that_says_it_was_cancelled_is_asked_once_more)
     CHECK_EQ(worker_thread_count(), 1); /* it was the next to ask */
     answer = EINTR;
     CHECK_EQ(make(sync_it, fd), 0);
-    CHECK_EQ(asked, 2);
+    CHECK_EQ(asked, 1 + INTERRUPTED_MOST);
     os_set_recorder(NULL);
     CHECK_EQ(make(close_it, fd), 0);
     end();
