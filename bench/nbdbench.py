@@ -475,6 +475,6 @@ def of_run(build, only, quick):
     """The servers of bench/run."""
     cases = [case for case in CASES if only.search(case.name)
              and not (quick and case.secondary)]
-    servers = Servers(build, cases, seconds=0.15 if quick else 0.25)
+    servers = Servers(build, cases, seconds=0.15 if quick else 0.2)
     servers.skipped += CANNOT if cases else []
     return servers
