@@ -181,16 +181,14 @@ static int coroutine_fn close_in_worker(int fd)
  */
 static int coroutine_fn close_duplicate_in_worker(IoFd *entry, int fd)
 {
-    int other = os_dup(fd);
-    int ret = io_fd_close(entry, fd);
-    int result = 0;
+    int other, ret, result;
 
-    if (other >= 0) {
-        /* The engine has the open file until it has ended what waited on it, in
-         * the next pass: it is not to be the last to let go. */
-        co_sleep_ns(0);
-        result = close_in_worker(other);
-    }
+    /* The engine has the open file until it has ended what waited on it, in the
+     * next pass: it is not to be the last to let go. */
+    co_sleep_ns(0);
+    other = os_dup(fd);
+    ret = io_fd_close(entry, fd);
+    result = other >= 0 ? close_in_worker(other) : 0;
     return ret < 0 ? ret : result;
 }
 

@@ -685,7 +685,7 @@ static int renumber(int fd)
     IoFd *entry;
 
     CHECK_EQ(io_fd_check(number, &entry, &kind), 0);
-    CHECK_EQ(kind, OS_FILE_REGULAR);
+    CHECK(kind == OS_FILE_REGULAR || kind == OS_FILE_MEMORY);
     CHECK_EQ(dup3(fd, number, O_CLOEXEC), number);
     close(fd);
     return number;
