@@ -56,10 +56,11 @@ COAIO_BEGIN_DECLS
  *
  * Of a file, each call reads or writes one piece, whoever else does so at the
  * position at the same time.  A write is a single write(2), so with O_APPEND no
- * other process gets in between either.  A read from a descriptor that is open
- * for reading only may take two calls: then others wait for it, but not those
- * who share the position in another way (through a duplicate of the descriptor,
- * in another process, with read(2), in a coroutine without a home).
+ * other process gets in between either.  A read may take two calls, and of a
+ * block device the kernel lets two calls have the same piece: there others wait
+ * for their turn, but not those who share the position in another way (through
+ * a duplicate of the descriptor, in another process, with read(2) or write(2),
+ * in a coroutine without a home).
  */
 COAIO_API ssize_t coroutine_fn co_read(int fd, void *buf, size_t count);
 COAIO_API ssize_t coroutine_fn co_write(int fd, const void *buf, size_t count);

@@ -20,14 +20,16 @@
  * file: the rest of a short count is fetched, too, so that a short count means
  * the same as with pread(2).
  *
- * At the position of a file, such parts must be next to each other.  So a write
- * there is one call, and a worker's; and so is a read, unless the file is open
- * for reading only.  Then only another read could come between the parts, and
- * that waits for its turn.  The engine is of no use: it looks up the position
- * when it begins, and sets it when it has ended, for two calls at once alike.
+ * At the position of a file, such parts must be next to each other, and a block
+ * device does not even keep two calls apart.  So a call there has the turn to
+ * read, and a write is one call, and a worker's.  Only writes to what cannot be
+ * read, and which exclude each other, need no turn.  The engine is of no use:
+ * it looks up the position when it begins, and sets it when it has ended, for
+ * two calls at once alike.
  *
- * Does not guarantee that if the open file is also read from through another
- * descriptor (dup(2), fork(2)), with read(2), or by a coroutine without a home.
+ * Does not guarantee that if the open file is also used at the position through
+ * another descriptor (dup(2), fork(2)), with read(2) or write(2), or by a
+ * coroutine without a home.
  */
 #include "io/io_int.h"
 
@@ -148,11 +150,11 @@ static ssize_t transfer_at_once(const FileCall *f, IoTransfer *t)
 {
     ssize_t result;
 
-    /* The position is locked while a worker uses it. */
-    if (t->offset < 0 && load_relaxed(&f->use.entry->running) > 0) {
-        return IO_NEEDS_WORKER;
-    }
     if (f->kind == OS_FILE_MEMORY && f->total <= DIRECT_MAX) {
+        /* The position is locked while a worker uses it. */
+        if (t->offset < 0 && load_relaxed(&f->use.entry->running) > 0) {
+            return IO_NEEDS_WORKER;
+        }
         return transfer_blocking(t);
     }
     if (!may_try_nowait(f, t->direction)) {
@@ -167,6 +169,19 @@ static ssize_t transfer_at_once(const FileCall *f, IoTransfer *t)
     return result == -EAGAIN ? IO_NEEDS_WORKER : result;
 }
 
+/* The same after the caller may have been suspended: the number may be closed
+ * by another thread, which must then wait. */
+static ssize_t transfer_at_once_held(const FileCall *f, IoTransfer *t)
+{
+    ssize_t result = io_fd_hold(&f->use);
+
+    if (result == 0) {
+        result = transfer_at_once(f, t);
+        io_fd_release(f->use.entry);
+    }
+    return result;
+}
+
 /* RWF_NOWAIT made the first done bytes: make the others. */
 static NOINLINE ssize_t coroutine_fn transfer_rest(const FileCall *f,
                                                    size_t done)
@@ -177,12 +192,12 @@ static NOINLINE ssize_t coroutine_fn transfer_rest(const FileCall *f,
     ssize_t n;
 
     part.iov = slice;
-    while (done < f->total && !io_use_ended(&f->use)) {
+    while (done < f->total) {
         part.iovcnt = io_slice(f->transfer, done, SIZE_MAX, slice, &bytes);
         if (f->transfer->offset >= 0) {
             part.offset = f->transfer->offset + (off_t)done;
         }
-        n = transfer_at_once(f, &part);
+        n = transfer_at_once_held(f, &part);
         if (n == IO_NEEDS_WORKER) {
             n = transfer_elsewhere(f, &part);
             done += n > 0 ? (size_t)n : 0;
@@ -198,11 +213,10 @@ static NOINLINE ssize_t coroutine_fn transfer_rest(const FileCall *f,
     return (ssize_t)done;
 }
 
-/* All of it, at an offset, in memory, or with the turn to read. */
-static ssize_t coroutine_fn transfer_in_parts(const FileCall *f, IoTransfer *t)
+/* What transfer_at_once() gave, and whatever that leaves to do. */
+static ssize_t coroutine_fn transfer_went(const FileCall *f, IoTransfer *t,
+                                          ssize_t result)
 {
-    ssize_t result = transfer_at_once(f, t);
-
     if (result == IO_NEEDS_WORKER) {
         return transfer_elsewhere(f, t);
     }
@@ -213,14 +227,15 @@ static ssize_t coroutine_fn transfer_in_parts(const FileCall *f, IoTransfer *t)
 }
 
 /*
- * Whether no write can come between the parts of a read.  Asked each time: who
- * closes a file with close(2) may open the same one again for more.
+ * Whether nobody reads at the position, and writes have a lane.  Asked each
+ * time: who closes a file with close(2) may open the same one again for more.
  */
-static bool is_only_read(const IoTransfer *t)
+static bool is_kept_apart(const FileCall *f, const IoTransfer *t)
 {
-    int flags = t->direction == IO_READ ? os_file_flags(t->fd) : -1;
+    int flags = t->direction == IO_WRITE ? os_file_flags(t->fd) : -1;
 
-    return flags >= 0 && (flags & O_ACCMODE) == O_RDONLY;
+    return flags >= 0 && (flags & O_ACCMODE) == O_WRONLY &&
+           (load_relaxed(&f->use.entry->facts) & IO_WRITES_EXCLUDE);
 }
 
 /* At the position of a file that is not in memory. */
@@ -230,14 +245,16 @@ static NOINLINE ssize_t coroutine_fn transfer_here(const FileCall *f,
     IoTurn turn;
     ssize_t result;
 
-    if (!io_has_home() || !is_only_read(t)) {
+    if (!io_has_home() || is_kept_apart(f, t)) {
         return transfer_elsewhere(f, t);
     }
     result = io_turn_take(&turn, f->use.entry, IO_READ, t->what);
     if (result < 0) {
         return result;
     }
-    result = io_use_ended(&f->use) ? -ECANCELED : transfer_in_parts(f, t);
+    result = t->direction == IO_READ
+                 ? transfer_went(f, t, transfer_at_once_held(f, t))
+                 : transfer_elsewhere(f, t);
     io_turn_end(&turn);
     return result;
 }
@@ -262,11 +279,9 @@ ssize_t io_file_transfer(const IoTransfer *transfer, IoFd *entry,
         if (result != IO_NEEDS_OTHER_WAY) {
             return result;
         }
-        if (io_use_ended(&f.use)) {
-            return -ECANCELED;
-        }
+        return transfer_went(&f, &whole, transfer_at_once_held(&f, &whole));
     }
-    return transfer_in_parts(&f, &whole);
+    return transfer_went(&f, &whole, transfer_at_once(&f, &whole));
 }
 
 int io_slice(const IoTransfer *transfer, size_t skip, size_t limit,

@@ -151,6 +151,7 @@ ssize_t co_pwritev(int fd, const struct iovec *iov, int iovcnt, off_t offset)
 /* --- closing --------------------------------------------------------------*/
 
 typedef struct CloseCall {
+    IoFd *entry; /* that is still closing, or NULL */
     int fd;
     bool called; /* the worker's, until it has ended */
 } CloseCall;
@@ -160,6 +161,9 @@ static ssize_t call_close(void *arg)
     CloseCall *call = arg;
 
     call->called = true;
+    if (call->entry) {
+        io_fd_reopen(call->entry);
+    }
     return os_close(call->fd);
 }
 
@@ -167,12 +171,12 @@ static ssize_t call_close(void *arg)
  * In a worker; without one, here.  Which of them it was is not to be seen from
  * an error: once close(2) was called, the number may be another's.
  */
-static int coroutine_fn close_in_worker(int fd)
+static int coroutine_fn close_in_worker(IoFd *entry, int fd)
 {
-    CloseCall call = {.fd = fd};
+    CloseCall call = {.entry = entry, .fd = fd};
     ssize_t result = io_run_in_worker(NULL, call_close, &call, "co_close");
 
-    return call.called ? (int)result : os_close(fd);
+    return (int)(call.called ? result : call_close(&call));
 }
 
 /*
@@ -188,7 +192,7 @@ static int coroutine_fn close_duplicate_in_worker(IoFd *entry, int fd)
     co_sleep_ns(0);
     other = os_dup(fd);
     ret = io_fd_close(entry, fd);
-    result = other >= 0 ? close_in_worker(other) : 0;
+    result = other >= 0 ? close_in_worker(NULL, other) : 0;
     return ret < 0 ? ret : result;
 }
 
@@ -236,8 +240,7 @@ int co_close(int fd)
     }
     switch (home ? way_to_close(fd) : CLOSE_HERE) {
     case CLOSE_FILE:
-        io_fd_reopen(entry);
-        return close_in_worker(fd);
+        return close_in_worker(entry, fd);
     case CLOSE_DUPLICATE:
         return close_duplicate_in_worker(entry, fd);
     default:

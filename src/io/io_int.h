@@ -103,8 +103,8 @@ void io_fd_opened(int fd, OsFileKind kind);
 int coroutine_fn io_fd_retire(IoFd *entry, int fd);
 /* Close fd and let the number begin anew. */
 int io_fd_close(IoFd *entry, int fd);
-/* Let the number begin anew; for a file that nobody can wait on, which is then
- * closed without a lock. */
+/* Let the number begin anew; for a file that nobody can wait on, which is
+ * closed without a lock just after that. */
 void io_fd_reopen(IoFd *entry);
 
 /*
@@ -120,12 +120,6 @@ typedef struct IoUse {
 static inline IoUse io_use(IoFd *entry)
 {
     return (IoUse){entry, load_relaxed(&entry->generation)};
-}
-
-/* For what is over at once; what is not, is begun under the lock of a side. */
-static inline bool io_use_ended(const IoUse *use)
-{
-    return load_relaxed(&use->entry->generation) != use->generation;
 }
 
 /* Has what the lock of a side protects gone since generation? */

@@ -265,6 +265,7 @@ void io_fd_opened(int fd, OsFileKind kind)
     lock_both(entry);
     waited = entry->sides[IO_READ].held || entry->sides[IO_WRITE].held;
     begin_generation(entry, IO_KIND(kind), &ended);
+    entry->closing = false; /* by a coroutine that was left in its co_close() */
     unlock_both(entry);
     io_turn_wake_all(&ended);
     if (waited) {

@@ -185,10 +185,11 @@ ssize_t io_submit(const IoUse *use, const OsUringRequest *request,
     unsigned tries = 0;
     ssize_t result;
 
-    if (!io_may_submit(request->call)) {
-        return IO_NEEDS_OTHER_WAY;
-    }
     do {
+        /* It may have given way to another one meanwhile. */
+        if (!io_may_submit(request->call)) {
+            return IO_NEEDS_OTHER_WAY;
+        }
         result = io_fd_hold(use);
         if (result < 0) {
             return result;

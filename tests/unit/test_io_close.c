@@ -469,11 +469,41 @@ ON_EACH_ENGINE(a_number_that_became_a_file_is_closed_by_a_worker)
     go_end(ctx);
 }
 
+static void coroutine_fn look_for_news(void *opaque)
+{
+    Call *call = opaque;
+
+    call->result = co_poll_fd(call->fd, POLLPRI, -1);
+    call->done = true;
+}
+
+/*
+ * Until its close(2) has its worker a number is closing.  It was as new by then:
+ * what began on it came after the close, when it may be another's.
+ */
+static void check_is_closing(AioContext *ctx, int fd)
+{
+    Call again = {.fd = fd}, looking = {.fd = fd};
+    Job late;
+
+    go(close_it, &again);
+    CHECK(again.done);
+    CHECK_EQ(again.result, -EBADF);
+    job_init(&late, io_fd_get(fd));
+    go(work, &late);
+    go_until(ctx, &late.done);
+    CHECK_EQ(late.result, -ECANCELED);
+    go(look_for_news, &looking);
+    CHECK(looking.done);
+    CHECK_EQ(looking.result, -ECANCELED);
+}
+
 /* With all workers busy, what waits in the queue is taken back. */
 ON_EACH_ENGINE(closing_takes_back_what_has_not_begun)
 {
     AioContext *ctx = go_begin(engine);
-    int fd = (int)syscall(SYS_memfd_create, "coaio-test", 1u);
+    /* A file that has readiness. */
+    int fd = open("/proc/self/mounts", O_RDONLY | O_CLOEXEC);
     int other = (int)syscall(SYS_memfd_create, "coaio-test", 1u);
     Call closing = {.fd = fd};
     Job busy[WORKER_MAX], queued;
@@ -489,6 +519,7 @@ ON_EACH_ENGINE(closing_takes_back_what_has_not_begun)
     go_until(ctx, &queued.done);
     CHECK_EQ(queued.result, -ECANCELED);
     CHECK(!closing.done); /* it needs a worker for itself */
+    check_is_closing(ctx, fd);
     for (int i = 0; i < WORKER_MAX; i++) {
         gate_open(&busy[i].go_on);
     }

@@ -4,6 +4,7 @@
  * handlers, nor the coroutines that are parked in its context for good.
  */
 #include "go.h"
+#include "io/io_int.h"
 #include "loopthread.h"
 
 #include <coaio/fd.h>
@@ -12,6 +13,7 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #define SIZE 65536
@@ -213,6 +215,112 @@ ON_EACH_ENGINE(a_call_on_a_file)
     loop_call(loop.ctx, begin_call, &left);
     loop_thread_join(&loop);
     check_closes(ctx, left.fd);
+    end(ctx);
+}
+
+/* --- who was left in co_close() ------------------------------------------*/
+
+static sem_t worker_begun, worker_may_end;
+
+static ssize_t be_slow(void *arg)
+{
+    (void)arg;
+    gate_open(&worker_begun);
+    gate_pass(&worker_may_end);
+    return 0;
+}
+
+static ssize_t coroutine_fn work_slowly(int fd)
+{
+    const IoUse use = io_use(io_fd_get(fd));
+
+    return io_run_in_worker(&use, be_slow, NULL, "test");
+}
+
+static ssize_t coroutine_fn close_number(int fd)
+{
+    return co_close(fd);
+}
+
+typedef struct Accept {
+    int listener;
+    int fd;
+    bool done;
+} Accept;
+
+static void coroutine_fn accept_one(void *opaque)
+{
+    Accept *a = opaque;
+
+    a->fd = co_accept(a->listener, NULL, NULL, 0);
+    a->done = true;
+}
+
+/* A listening socket, and one that is connected to it. */
+static int listen_and_connect(int *client)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    socklen_t length = sizeof(address.sun_family);
+    int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    /* An address of the kernel's choice. */
+    CHECK_EQ(bind(listener, (struct sockaddr *)&address, length), 0);
+    CHECK_EQ(listen(listener, 1), 0);
+    length = sizeof(address);
+    CHECK_EQ(getsockname(listener, (struct sockaddr *)&address, &length), 0);
+    *client = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    CHECK_EQ(connect(*client, (struct sockaddr *)&address, length), 0);
+    return listener;
+}
+
+static void coroutine_fn receive_here(void *opaque)
+{
+    Left *left = opaque;
+    char byte;
+
+    CHECK_EQ(co_recv(left->fd, &byte, 1, 0), 1);
+    left->done = true;
+}
+
+/*
+ * The number stayed one that is being closed: whatever co_accept() gave it to
+ * could neither wait nor be closed.
+ */
+ON_EACH_ENGINE(a_close)
+{
+    AioContext *ctx;
+    LoopThread loop;
+    Left work = {.call = work_slowly}, closing = {.call = close_number};
+    Left receiving = {.done = false};
+    Accept accepted = {.done = false};
+    int client;
+
+    CHECK_EQ(setenv("COAIO_ENGINE", engine, 1), 0);
+    ctx = go_begin(engine);
+    accepted.listener = listen_and_connect(&client);
+    work.fd = closing.fd = make_file();
+    gate_init(&worker_begun);
+    gate_init(&worker_may_end);
+    loop_thread_start(&loop, "loop");
+    loop_call(loop.ctx, begin_call, &work);
+    gate_pass(&worker_begun);
+    loop_call(loop.ctx, begin_call, &closing);
+    loop_thread_join(&loop);
+    gate_open(&worker_may_end);
+    CHECK(!closing.done);
+    CHECK_EQ(close(closing.fd), 0);
+
+    go(accept_one, &accepted);
+    go_until(ctx, &accepted.done);
+    CHECK_EQ(accepted.fd, closing.fd);
+    receiving.fd = accepted.fd;
+    go(receive_here, &receiving);
+    CHECK(!receiving.done);
+    CHECK_EQ(write(client, "r", 1), 1);
+    go_until(ctx, &receiving.done);
+    check_closes(ctx, accepted.fd);
+    check_end_of(client);
+    close(accepted.listener);
     end(ctx);
 }
 
