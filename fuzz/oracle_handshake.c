@@ -106,9 +106,8 @@ static uint32_t expected_of_meta(const Oracle *o, Option *option)
 
 static uint32_t expected_type(const Oracle *o, Option *option)
 {
-    if (option->length > OPTION_DATA_MAX) {
-        return NBD_REP_ERR_TOO_BIG;
-    }
+    bool too_big = option->length > OPTION_DATA_MAX;
+
     switch (option->number) {
     case NBD_OPT_ABORT:
         return NBD_REP_ACK;
@@ -117,10 +116,10 @@ static uint32_t expected_type(const Oracle *o, Option *option)
         return option->length == 0 ? NBD_REP_ACK : NBD_REP_ERR_INVALID;
     case NBD_OPT_INFO:
     case NBD_OPT_GO:
-        return expected_of_info(option);
+        return too_big ? NBD_REP_ERR_TOO_BIG : expected_of_info(option);
     case NBD_OPT_LIST_META_CONTEXT:
     case NBD_OPT_SET_META_CONTEXT:
-        return expected_of_meta(o, option);
+        return too_big ? NBD_REP_ERR_TOO_BIG : expected_of_meta(o, option);
     default:
         return NBD_REP_ERR_UNSUP;
     }

@@ -34,7 +34,9 @@ typedef struct FileExport {
     bool is_device;      /* a block device */
     uint32_t align;      /* O_DIRECT: of offsets and lengths; else 1 */
 
-    /* What the file has turned out not to know; set once, by anybody. */
+    /* What the file has turned out not to know, or to know; set once, by
+     * anybody. */
+    atomic_bool punches;
     atomic_bool no_punch;
     atomic_bool no_zero_range;
     atomic_bool no_discard;  /* a device; it may discard and yet not punch */

@@ -116,19 +116,35 @@ static int coroutine_fn write_zeroes(FileExport *file, BufferCache *buffers,
     return ret;
 }
 
+/*
+ * A device that has no command for zeroes says so when the kernel has dropped
+ * the pages of the range, and with them writes that were answered.  Where
+ * zeroes are then written in another way, that does no harm; a client who would
+ * rather be told is told before, until a hole was punched for others.
+ */
+static bool may_drop_without_zeroing(const FileExport *file)
+{
+    return file->align == 1 &&
+           !atomic_load_explicit(&file->punches, memory_order_relaxed);
+}
+
 /* By a command of the file system or the device, or -EOPNOTSUPP. */
 static int coroutine_fn zero_by_command(FileExport *file, uint32_t length,
                                         uint64_t offset, unsigned flags)
 {
+    bool asks = file->is_device && (flags & EXPORT_ZERO_FAST);
     int ret = -EOPNOTSUPP;
 
-    if (!(flags & EXPORT_ZERO_NO_HOLE)) {
+    if (!(flags & EXPORT_ZERO_NO_HOLE) &&
+        !(asks && may_drop_without_zeroing(file))) {
         ret = try_fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                             length, offset, &file->no_punch);
+        if (ret == 0) {
+            atomic_store_explicit(&file->punches, true, memory_order_relaxed);
+        }
     }
     /* A device without a command for it writes them, one by one. */
-    if (ret == -EOPNOTSUPP &&
-        !(file->is_device && (flags & EXPORT_ZERO_FAST))) {
+    if (ret == -EOPNOTSUPP && !asks) {
         ret = try_fallocate(file, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
                             length, offset, &file->no_zero_range);
     }

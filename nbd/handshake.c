@@ -124,11 +124,26 @@ static bool coroutine_fn exchange_flags(Handshake *h)
     return !h->failed;
 }
 
+/* Whether the option at hand has data that means anything. */
+static bool has_data(const Handshake *h)
+{
+    switch (h->option) {
+    case NBD_OPT_EXPORT_NAME:
+    case NBD_OPT_INFO:
+    case NBD_OPT_GO:
+    case NBD_OPT_LIST_META_CONTEXT:
+    case NBD_OPT_SET_META_CONTEXT:
+        return true;
+    default:
+        return false;
+    }
+}
+
 /*
  * An option whose data is too long to be looked at.  Before that it is read
  * over, or the next option could not be found.
  */
-static HandshakeNext coroutine_fn refuse_long(Handshake *h)
+static HandshakeNext coroutine_fn take_long(Handshake *h)
 {
     if (h->option == NBD_OPT_SET_META_CONTEXT) {
         h->meta_export = NULL; /* as in do_meta_context() */
@@ -136,6 +151,9 @@ static HandshakeNext coroutine_fn refuse_long(Handshake *h)
     if (h->option == NBD_OPT_EXPORT_NAME ||
         !input_skip(h->conn, h->length)) {
         return HANDSHAKE_CLOSE;
+    }
+    if (!has_data(h)) {
+        return handshake_option(h);
     }
     handshake_error(h, NBD_REP_ERR_TOO_BIG, "too much data");
     return HANDSHAKE_OPTION;
@@ -151,10 +169,10 @@ static HandshakeNext coroutine_fn take_option(Handshake *h)
     if (!h->fixed && h->option != NBD_OPT_EXPORT_NAME) {
         return HANDSHAKE_CLOSE; /* it would not understand any reply */
     }
-    if (h->length > OPTION_MAX) {
-        return refuse_long(h);
-    }
     h->data = NULL;
+    if (h->length > OPTION_MAX) {
+        return take_long(h);
+    }
     if (h->length == 0) {
         return handshake_option(h);
     }

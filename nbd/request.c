@@ -280,9 +280,10 @@ static int coroutine_fn run_part(Request *req, uint32_t start, uint32_t length)
 }
 
 /*
- * Piece by piece, with a pass of the loop in between.  With a lock, it is held
- * over the pass, too: unlocked before, it would go on in the same pass to the
- * next who waits, and so to all of them.
+ * Piece by piece, with a pass of the loop in between.  The pieces end at
+ * multiples, lest they cut what the back end has or frees as a whole.  With a
+ * lock, it is held over the pass, too: unlocked before, it would go on in the
+ * same pass to the next who waits, and so to all of them.
  */
 static int coroutine_fn run_in_pieces(Request *req, CoMutex *lock)
 {
@@ -290,8 +291,10 @@ static int coroutine_fn run_in_pieces(Request *req, CoMutex *lock)
     int ret = 0;
 
     while (ret == 0 && done < req->length) {
+        uint64_t offset = req->offset + done;
         uint32_t left = req->length - done;
-        uint32_t piece = left < PIECE_MAX ? left : PIECE_MAX;
+        uint32_t room = PIECE_MAX - (uint32_t)(offset % PIECE_MAX);
+        uint32_t piece = left < room ? left : room;
 
         if (lock) {
             co_mutex_lock(lock);

@@ -273,20 +273,6 @@ static void coroutine_fn accept_run(void *opaque)
     }
 }
 
-void server_run(Server *server)
-{
-    for (size_t i = 0; i < server->listeners.count; i++) {
-        Acceptor *acceptor = must(malloc(sizeof(*acceptor)));
-
-        acceptor->server = server;
-        acceptor->listener = &server->listeners.items[i];
-        coroutine_enter(coroutine_create(accept_run, acceptor));
-    }
-    while (!server->closed || server->n_connections > 0) {
-        aio_poll(server->context, true);
-    }
-}
-
 /* In an I/O thread. */
 static void thread_stop(void *opaque)
 {
@@ -317,13 +303,29 @@ static void coroutine_fn stop_run(void *opaque)
     server->closed = true;
 }
 
+void server_run(Server *server)
+{
+    /* To stop must not need memory that there may not be by then. */
+    server->stopper = coroutine_create(stop_run, server);
+    for (size_t i = 0; i < server->listeners.count; i++) {
+        Acceptor *acceptor = must(malloc(sizeof(*acceptor)));
+
+        acceptor->server = server;
+        acceptor->listener = &server->listeners.items[i];
+        coroutine_enter(coroutine_create(accept_run, acceptor));
+    }
+    while (!server->closed || server->n_connections > 0) {
+        aio_poll(server->context, true);
+    }
+}
+
 void server_stop(Server *server)
 {
     if (!server->stopping) {
         server->stopping = true;
         log_line(LOG_LEVEL_INFO, "stopping, with %zu connections",
                  server->n_connections);
-        coroutine_enter(coroutine_create(stop_run, server));
+        coroutine_enter(server->stopper);
     }
 }
 

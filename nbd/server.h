@@ -56,6 +56,7 @@ struct Server {
     uint64_t last_id;
     size_t last_thread;
     bool stopping;            /* accept no more */
+    Coroutine *stopper;       /* made for it while there is memory */
     bool closed;              /* the listening sockets are */
 };
 

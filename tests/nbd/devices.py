@@ -126,6 +126,35 @@ def zeroes_leave_the_pages_at_their_ends_to_the_page_cache(box):
            "ranges that end within a page")
 
 
+@case_on_uring_too
+def a_fast_zero_drops_nothing_of_a_device_that_may_not_know_it(box):
+    """
+    The kernel drops a range's pages from its cache before it asks the device,
+    which may have no command for zeroes: the client was told that nothing had
+    changed, and the data was that of before the last writes.
+    """
+    need_holes(box)
+    device, _ = loop_device(box)
+    shim = box.shim(record=True)
+    server = box.server(f"disk={device}", shim=shim)
+    with nbd.Client(server.address()) as client:
+        client.ready("disk")
+        eq(client.write(2 * MIB, pattern(64 * KIB)), nbd.OK, "WRITE")
+        eq(client.zero(2 * MIB, 64 * KIB, nbd.FLAG_FAST_ZERO), nbd.ENOTSUP,
+           "WRITE_ZEROES with FAST_ZERO, of which nothing is known")
+        eq(client.read(2 * MIB, 64 * KIB), pattern(64 * KIB), "data")
+        eq(client.zero(4 * MIB, 64 * KIB), nbd.OK, "WRITE_ZEROES")
+        eq(client.zero(2 * MIB, 64 * KIB, nbd.FLAG_FAST_ZERO), nbd.OK,
+           "WRITE_ZEROES with FAST_ZERO, which a device of this kind has")
+        eq(client.read(2 * MIB, 64 * KIB), bytes(64 * KIB), "data")
+        client.disconnect()
+    server.stop()
+    recording = recorder.Recording.load(shim.log_path)
+    eq([c.offset for c in
+        recording.of(recorder.ALLOCATE, os.stat(device).st_ino)],
+       [4 * MIB, 2 * MIB], "ranges that were left to the device")
+
+
 def check_zeroes_at_sectors(client, flags):
     """In one page, over the edge of two, of whole ones, and of some more."""
     may_refuse = flags & nbd.FLAG_FAST_ZERO

@@ -155,6 +155,25 @@ def memory_gives_back_what_is_trimmed(box):
 
 
 @case
+def memory_that_is_trimmed_from_anywhere_on_is_a_hole(box):
+    """
+    It is done piece by piece; when these did not end where chunks do, a chunk
+    in each mebibyte stayed data.
+    """
+    server = box.server("disk=memory:16M")
+    chunk = 64 * KIB
+    for command in "trim", "zero":
+        with nbd.Client(server.address()) as client:
+            client.ready("disk")
+            eq(client.write(0, pattern(16 * MIB)), nbd.OK, "WRITE")
+            eq(getattr(client, command)(4 * KIB, 8 * MIB), nbd.OK, command)
+            eq([(e.length, e.flags != 0) for e in client.status(0, 16 * MIB)],
+               [(chunk, False), (8 * MIB - chunk, True),
+                (8 * MIB, False)], "extents")
+            client.disconnect()
+
+
+@case
 def memory_that_was_not_written_lies_beside_what_was(box):
     """Replies leave from the memory itself where all of it is in use."""
     server = box.server("disk=memory:1M")

@@ -478,8 +478,8 @@ static void coroutine_fn look_for_news(void *opaque)
 }
 
 /*
- * Until its close(2) has its worker a number is closing.  It was as new by then:
- * what began on it came after the close, when it may be another's.
+ * Until its close(2) has its worker a number is closing.  It was as new by
+ * then: what began on it came after the close, when it may be another's.
  */
 static void check_is_closing(AioContext *ctx, int fd)
 {
