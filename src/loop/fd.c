@@ -570,6 +570,19 @@ bool fd_busy_poll(AioContext *ctx)
     return progress;
 }
 
+/* Membership of a list that a count goes with. */
+static void set_member(List *list, List *link, unsigned *counter, bool member)
+{
+    bool before = list_linked(link);
+
+    if (before && !member) {
+        list_remove(link);
+    } else if (!before && member) {
+        list_append(list, link);
+    }
+    count(counter, before, member);
+}
+
 /* Watch rec again, in a new set that knows nothing. */
 static void watch_again(FdTable *table, FdRecord *rec, List *ended)
 {
@@ -581,7 +594,10 @@ static void watch_again(FdTable *table, FdRecord *rec, List *ended)
     if (events) {
         ret = watch(table, rec, events);
     }
-    if (ret < 0 && has_handler(rec)) {
+    if (ret == -EPERM && has_handler(rec)) {
+        /* The engine before watched what this one says is always ready. */
+        set_member(&table->always, &rec->always_link, &table->n_always, true);
+    } else if (ret < 0 && has_handler(rec)) {
         closed_under_handler(table, rec);
     } else if (ret < 0) {
         settle_all(&rec->waits, ret, ended);
@@ -620,19 +636,6 @@ static COLD NORETURN void misuse_handler_and_wait(const FdTable *table,
            "it there: a descriptor belongs to handlers or to coroutines",
            call, rec->fd, context_label(table->ctx, &ctx_label),
            coroutine_label(wait->wait.co, &label));
-}
-
-/* Membership of a list that a count goes with. */
-static void set_member(List *list, List *link, unsigned *counter, bool member)
-{
-    bool before = list_linked(link);
-
-    if (before && !member) {
-        list_remove(link);
-    } else if (!before && member) {
-        list_append(list, link);
-    }
-    count(counter, before, member);
 }
 
 static int watch_for(FdTable *table, FdRecord *rec, const FdHandler *handler)
@@ -838,6 +841,9 @@ static int add_wait(FdTable *table, FdWait *wait, const char *what)
     }
     if (rec) {
         list_append(&rec->waits, &wait->link);
+    }
+    /* An operation watches nothing, and takes no report from the others. */
+    if (rec && !wait->op) {
         rec->happened = 0; /* before this wait */
         /*
          * Always, even if this is watched already: the number may stand for

@@ -139,8 +139,10 @@ static bool busy_poll(AioContext *ctx, int64_t start, int64_t *timeout_ns)
     int64_t spent;
 
     do {
+        /* Waits may have ended without a report. */
         if (fd_busy_poll(ctx) ||
-            (watching && ctx->poller.ops->wait(ctx, 0) > 0) ||
+            (watching &&
+             (ctx->poller.ops->wait(ctx, 0) > 0 || work_pending(ctx))) ||
             busy_turns(ctx, saw_idle)) {
             return true;
         }

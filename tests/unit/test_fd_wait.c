@@ -13,6 +13,7 @@
 #include "os/fault.h"
 
 #include <coaio/coroutine.h>
+#include <coaio/fd.h>
 #include <coaio/wait.h>
 #include <coaio/wake.h>
 #include <errno.h>
@@ -22,6 +23,9 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#define MILLISECOND INT64_C(1000000)
+#define MINUTE      INT64_C(60000000000)
 
 static AioContext *ctx;
 
@@ -638,6 +642,48 @@ ON_EACH_ENGINE(reports_of_a_duplicate_go_to_nobody)
     close(copy);
     close(old[1]);
     close_pair(new);
+    close_context();
+}
+
+static void never(void *opaque)
+{
+    (void)opaque;
+    CHECK(false);
+}
+
+/*
+ * When reports of a duplicate do not end, epoll goes on with a new set.  A wait
+ * that cannot be taken over then ends, without a report; and the loop, which had
+ * looked for one busily, went to sleep over it.
+ */
+TEST(a_wait_that_ends_while_the_loop_looks_busily_is_seen)
+{
+    int old[2], fds[2], copy;
+    Waiter w;
+
+    open_context("epoll");
+    open_pair(old);
+    open_pair(fds);
+    CHECK_EQ(aio_set_fd_handler(ctx, old[0], never, NULL, NULL, NULL, NULL), 0);
+    copy = dup(old[0]);
+    CHECK(copy >= 0);
+    close(old[0]);
+    CHECK_EQ(aio_set_fd_handler(ctx, old[0], NULL, NULL, NULL, NULL, NULL), 0);
+    w = waiter(fds[0], POLLIN);
+    begin(&w);
+    CHECK_EQ(aio_context_set_poll_params(ctx, MINUTE, 2, 2), 0);
+    aio_poll(ctx, false);
+    ctx->poll_ns = 50 * MILLISECOND;
+    poke(old[1]);
+    os_fault_arm(2, ENOSPC, "epoll_ctl"); /* the first is of the notification */
+    while (!w.ends) {
+        aio_poll(ctx, true);
+    }
+    CHECK(os_fault_fired());
+    CHECK_EQ(w.result, -ENOSPC);
+    close(copy);
+    close(old[1]);
+    close_pair(fds);
     close_context();
 }
 

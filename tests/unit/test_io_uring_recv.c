@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Receives that the io_uring engine makes: counts that its requests have no
- * room for, messages that have none in the buffer, and cancellation before the
- * kernel has been asked.
+ * room for, messages that have none in the buffer, others that wait on the same
+ * descriptor, and cancellation before the kernel has been asked.
  */
 #include "go.h"
 #include "loop/wait.h"
@@ -132,6 +132,71 @@ TEST(a_datagram_that_is_cut_short_says_how_long_it_was)
     CHECK_EQ(write(fds[1], sent, sizeof(sent)), sizeof(sent));
     go_until(ctx, &r.done);
     CHECK_EQ(r.result, sizeof(sent));
+    close(fds[0]);
+    close(fds[1]);
+    go_end(ctx);
+}
+
+/* --- beside others --------------------------------------------------------*/
+
+static void coroutine_fn receive_again_and_again(void *opaque)
+{
+    Recv *r = opaque;
+
+    do {
+        r->result = r->way(r->fd, r->buf, r->count);
+    } while (r->result > 0);
+    r->done = true;
+}
+
+static void coroutine_fn send_one(void *opaque)
+{
+    Recv *r = opaque;
+
+    r->result = co_send(r->fd, "s", 1, 0);
+    r->done = true;
+}
+
+static void drain(int fd)
+{
+    char buf[4096];
+
+    while (recv(fd, buf, sizeof(buf), MSG_DONTWAIT) > 0) {
+    }
+}
+
+/*
+ * What the engine had reported of a descriptor was forgotten when a receive
+ * began there.  One that had been told of what it received calls again before
+ * the report is looked at: the sender could be kept waiting for ever.
+ */
+TEST(one_who_receives_does_not_keep_a_sender_waiting)
+{
+    static char block[4096];
+    char byte;
+    Recv r = {.way = by_recv, .buf = &byte, .count = 1}, sending = {0};
+    int fds[2];
+
+    begin();
+    open_pair(fds);
+    r.fd = sending.fd = fds[0];
+    while (send(fds[0], block, sizeof(block), MSG_DONTWAIT) > 0) {
+    }
+    while (send(fds[0], block, 1, MSG_DONTWAIT) > 0) {
+    }
+    go(send_one, &sending);
+    go(receive_again_and_again, &r);
+    go_settle(ctx);
+    CHECK(!sending.done);
+    drain(fds[1]);
+    for (int i = 0; i < 20; i++) {
+        CHECK_EQ(write(fds[1], "r", 1), 1);
+        aio_poll(ctx, false);
+    }
+    CHECK(sending.done);
+    CHECK_EQ(sending.result, 1);
+    CHECK_EQ(shutdown(fds[1], SHUT_WR), 0);
+    go_until(ctx, &r.done);
     close(fds[0]);
     close(fds[1]);
     go_end(ctx);

@@ -400,6 +400,34 @@ TEST(where_it_is_forbidden_later_another_takes_its_place)
     }
 }
 
+/* io_uring watches a file like anything else, epoll says that it cannot. */
+TEST(where_it_is_forbidden_later_a_file_is_still_ready)
+{
+    unsigned ran = 0;
+    int fd = (int)syscall(SYS_memfd_create, "coaio-test", 1u);
+    char text[1000];
+    int saved[2];
+
+    needs_best_uring();
+    as_usual_on_uring();
+    CHECK_EQ(setenv("COAIO_ENGINE", "auto", 1), 0);
+    ctx = context_on(NULL);
+    watch(fd, count, NULL, &ran);
+    capture(saved);
+    os_fault_arm(1, EPERM, "io_uring_enter");
+    for (int i = 0; i < 20; i++) {
+        aio_poll(ctx, true);
+    }
+    CHECK(os_fault_fired());
+    CHECK_STR(aio_context_engine(ctx), "epoll");
+    CHECK(ran > 10);
+    release(saved, text, sizeof(text));
+    CHECK_EQ(lines(text), 1); /* which says that */
+    unwatch(fd);
+    close(fd);
+    aio_context_unref(ctx);
+}
+
 #define UNUSABLE                                                             \
     "^coaio: aio_poll: the ring of context \"here\" was made, but may not "  \
     "be used by this thread \\(error 1\\): forbid io_uring before contexts " \
