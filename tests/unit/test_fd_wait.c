@@ -653,8 +653,8 @@ static void never(void *opaque)
 
 /*
  * When reports of a duplicate do not end, epoll goes on with a new set.  A wait
- * that cannot be taken over then ends, without a report; and the loop, which had
- * looked for one busily, went to sleep over it.
+ * that cannot be taken over ends then, without a report; and the loop, which
+ * had looked for one busily, went to sleep over it.
  */
 TEST(a_wait_that_ends_while_the_loop_looks_busily_is_seen)
 {
