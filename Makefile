@@ -15,12 +15,12 @@ export PREFIX DESTDIR IMAGE SOCKET TCP JOBS
 
 build: ## build the library and coaio-nbd (default)
 	@scripts/install-deps build
-	@scripts/configure $(BUILD) "-Dprefix=$$(realpath -ms -- "$$PREFIX")" \
+	@scripts/configure "$(BUILD)" "-Dprefix=$$(realpath -ms -- "$$PREFIX")" \
 	    -Dlibdir=lib -Dtests=false -Dbench=false
-	@ninja -j$(JOBS) -C $(BUILD)
+	@ninja -j$(JOBS) -C "$(BUILD)"
 
 serve: build ## serve a disk: IMAGE=disk.img [SOCKET=path] [TCP=address:port]
-	@exec env COAIO_NBD=$(BUILD)/nbd/coaio-nbd scripts/serve "$$IMAGE"
+	@exec env COAIO_NBD="$(BUILD)/nbd/coaio-nbd" scripts/serve "$$IMAGE"
 
 test: ## the full suite, sanitizers included; at most 20 minutes
 	@scripts/test full
@@ -64,7 +64,7 @@ bench-features: ## measure what each feature of io_uring is worth
 	@bench/features build/bench/tree build/bench
 
 install: build ## install below PREFIX (DESTDIR is put in front)
-	@scripts/install $(BUILD)
+	@scripts/install "$(BUILD)"
 
 format: ## run clang-format over all C sources
 	@scripts/install-deps format
