@@ -124,6 +124,42 @@ static inline void bench_pin(unsigned which)
 }
 
 /*
+ * Threads that contend do so for a time: with a number of operations to do, the
+ * first would be done with theirs when the last begin.  It is several slices of
+ * the scheduler, as there may be more threads than cores.
+ *
+ *   bench_contend();             before they start
+ *   while (bench_goes_on())      each of them
+ *   bench_let_contend();         who waits for them; bench_parallel() does
+ *   bench_contended(...)         what the `count` asked for would have taken
+ */
+static int bench_contending;
+
+static inline void bench_contend(void)
+{
+    __atomic_store_n(&bench_contending, 1, __ATOMIC_RELAXED);
+}
+
+static inline bool bench_goes_on(void)
+{
+    return __atomic_load_n(&bench_contending, __ATOMIC_RELAXED);
+}
+
+static inline void bench_let_contend(void)
+{
+    struct timespec time = {.tv_sec = 0, .tv_nsec = 50000000};
+
+    nanosleep(&time, NULL);
+    __atomic_store_n(&bench_contending, 0, __ATOMIC_RELAXED);
+}
+
+static inline double bench_contended(double elapsed, uint64_t made,
+                                     uint64_t count)
+{
+    return elapsed * (double)count / (double)made;
+}
+
+/*
  * bench_parallel: `threads` threads run body(index, opaque) at once.  Returns
  * the time from when all stand ready until the last has returned.
  */
@@ -166,6 +202,9 @@ static inline double bench_parallel(unsigned threads, BenchBody *body,
     /* With fewer cores than threads they may begin before we are back. */
     begin = bench_now();
     pthread_barrier_wait(&start);
+    if (bench_contending) {
+        bench_let_contend();
+    }
     for (unsigned i = 0; i < threads; i++) {
         pthread_join(all[i].thread, NULL);
     }

@@ -11,7 +11,9 @@
  * The critical section adds one to a plain counter, which is checked.
  */
 #include <coaio/coaio.h>
+#include <pthread.h>
 #include <semaphore.h>
+#include <stdatomic.h>
 
 #include "bench.h"
 
@@ -106,11 +108,23 @@ static double contend_100_work(uint64_t count)
     return contend_work(count, MAX_CONTENDERS);
 }
 
+static pthread_barrier_t start; /* as the rivals' threads have it */
+static _Atomic uint64_t made_by_all;
 static sem_t done;
 
 static void coroutine_fn lock_among_threads(void *opaque)
 {
-    lock_alone(opaque);
+    uint64_t made = 0;
+
+    (void)opaque;
+    pthread_barrier_wait(&start);
+    while (bench_goes_on()) {
+        co_mutex_lock(&mutex);
+        counter++;
+        co_mutex_unlock(&mutex);
+        made++;
+    }
+    atomic_fetch_add(&made_by_all, made);
     sem_post(&done);
 }
 
@@ -131,20 +145,26 @@ static double threads_work(uint64_t count, unsigned threads, bool pin)
                     "an I/O thread starts");
     }
     sem_init(&done, 0, 0);
+    pthread_barrier_init(&start, NULL, threads + 1);
     counter = 0;
-    wanted = count / threads;
-    begin = bench_now();
+    made_by_all = 0;
+    bench_contend();
     for (unsigned i = 0; i < threads; i++) {
         aio_co_schedule(iothread_context(all[i]),
                         coroutine_create(lock_among_threads, NULL));
     }
+    /* With fewer cores than threads they may begin before we are back. */
+    begin = bench_now();
+    pthread_barrier_wait(&start);
+    bench_let_contend();
     for (unsigned i = 0; i < threads; i++) {
         while (sem_wait(&done)) {
         }
     }
     begin = bench_now() - begin;
-    bench_check(counter == wanted * threads, "the lock excludes");
-    return (double)begin;
+    pthread_barrier_destroy(&start);
+    bench_check(counter == made_by_all, "the lock excludes");
+    return bench_contended((double)begin, counter, count);
 }
 
 static double threads_2_work(uint64_t count)

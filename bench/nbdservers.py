@@ -326,14 +326,15 @@ class Loop(Server):
 class BlockingLoop(Loop):
     name = 'blocking-loop'
     mode = 'blocking'
-    settings = 'one thread a connection, one request at a time'
+    settings = ('one thread a connection, one request at a time; '
+                'send buffer as coaio-nbd')
 
 
 class BatchingLoop(Loop):
     name = 'batching-loop'
     mode = 'batching'
     settings = ('one thread a connection, a pread or pwrite a request, one '
-                'send for all that came')
+                'send for all that came; send buffer as coaio-nbd')
 
 
 class Limit(Loop):
@@ -341,7 +342,8 @@ class Limit(Loop):
     mode = 'limit'
     media = ('file', 'null')
     stamped = False
-    settings = 'no disk; all requests that came answered at once'
+    settings = ('no disk; all requests that came answered at once; send '
+                'buffer as coaio-nbd')
 
     def source(self):
         return str(self.size)

@@ -13,12 +13,13 @@
 #include <sys/mman.h>
 
 #include "../bench_memory.h"
+#include "../bench_stacks.h"
 
 namespace ctx = boost::context::detail;
 
 namespace {
 
-enum { MANY = 1000, STACK_BYTES = 64 << 10 };
+enum { MANY = 1000 };
 
 struct Fiber {
     ctx::fcontext_t context;
@@ -31,7 +32,7 @@ uint64_t calls;
 
 char *map_stacks(std::size_t n)
 {
-    void *slab = mmap(nullptr, n * STACK_BYTES, PROT_READ | PROT_WRITE,
+    void *slab = mmap(nullptr, n * BENCH_STACK_STRIDE, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
     bench_check(slab != MAP_FAILED, "a slab is mapped");
@@ -47,13 +48,14 @@ void make_fibers()
     }
     slab = map_stacks(MANY);
     for (unsigned i = 0; i < MANY; i++) {
-        fibers[i].stack_top = slab + std::size_t(i + 1) * STACK_BYTES;
+        fibers[i].stack_top = bench_stack_top(slab, i);
     }
 }
 
 void start(Fiber &fiber, void (*entry)(ctx::transfer_t))
 {
-    fiber.context = ctx::make_fcontext(fiber.stack_top, STACK_BYTES, entry);
+    fiber.context =
+        ctx::make_fcontext(fiber.stack_top, BENCH_STACK_BYTES, entry);
 }
 
 void bounce(ctx::transfer_t from)
@@ -132,12 +134,12 @@ double parked_work(uint64_t count)
     if (!slab) {
         before = bench_memory();
         slab = map_stacks(count);
-        madvise(slab, count * STACK_BYTES, MADV_NOHUGEPAGE);
+        madvise(slab, count * BENCH_STACK_STRIDE, MADV_NOHUGEPAGE);
     }
     calls = parked;
     for (; parked < count; parked++) {
         ctx::jump_fcontext(
-            ctx::make_fcontext(slab + (parked + 1) * STACK_BYTES, STACK_BYTES,
+            ctx::make_fcontext(bench_stack_top(slab, parked), BENCH_STACK_BYTES,
                                bounce),
             nullptr);
     }
@@ -158,8 +160,8 @@ const BenchWorkload workloads[] = {
 int main(int argc, char **argv)
 {
     static const BenchProgram program = {
-        "boost-context", BOOST_LIB_VERSION, "fcontext, pooled stacks",
-        workloads,
+        "boost-context", BOOST_LIB_VERSION,
+        "fcontext, pooled stacks, laid out as coaio's", workloads,
     };
 
     return bench_main(argc, argv, &program);

@@ -12,14 +12,13 @@
 #include <sys/mman.h>
 
 #include "../bench_memory.h"
+#include "../bench_stacks.h"
 
 namespace ctx = boost::context::detail;
 
 namespace {
 
 enum { ROUNDS = 3 };
-
-const std::size_t STACK_BYTES = 64 << 10;
 
 void bounce(ctx::transfer_t from)
 {
@@ -30,12 +29,12 @@ void bounce(ctx::transfer_t from)
 
 char *map_slab(std::size_t n)
 {
-    void *slab = mmap(nullptr, n * STACK_BYTES, PROT_READ | PROT_WRITE,
+    void *slab = mmap(nullptr, n * BENCH_STACK_STRIDE, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
     bench_check(slab != MAP_FAILED, "a slab is mapped");
     /* As coaio does: huge pages would be resident as a whole. */
-    madvise(slab, n * STACK_BYTES, MADV_NOHUGEPAGE);
+    madvise(slab, n * BENCH_STACK_STRIDE, MADV_NOHUGEPAGE);
     return static_cast<char *>(slab);
 }
 
@@ -46,8 +45,8 @@ ctx::fcontext_t *park(std::size_t n)
     char *slab = map_slab(n);
 
     for (std::size_t i = 0; i < n; i++) {
-        all[i] = ctx::make_fcontext(slab + (i + 1) * STACK_BYTES, STACK_BYTES,
-                                    bounce);
+        all[i] = ctx::make_fcontext(bench_stack_top(slab, i),
+                                    BENCH_STACK_BYTES, bounce);
         all[i] = ctx::jump_fcontext(all[i], nullptr).fctx;
     }
     return all;
@@ -69,7 +68,8 @@ double measure_switch(ctx::fcontext_t *all, std::size_t n)
 void print_head(std::size_t n)
 {
     printf("{\"version\": \"%s\", \"settings\": \"fcontext, stacks of 64 KiB "
-           "without guards\", \"n\": %zu, \"figures\": {",
+           "without guards, laid out as coaio's\", \"n\": %zu, "
+           "\"figures\": {",
            BOOST_LIB_VERSION, n);
 }
 

@@ -116,37 +116,56 @@ static void unlock(Waiter *self)
 #endif
 
 static struct {
-    uint64_t per_thread;
     uint64_t counter;
+    _Atomic uint64_t made;
     bool pin;
 } shared;
 
+static inline void add_one(Waiter *self)
+{
+    lock(self);
+    shared.counter++;
+    unlock(self);
+}
+
 static void body(unsigned index, void *opaque)
 {
+    uint64_t made = 0;
     Waiter self;
 
     (void)opaque;
     if (shared.pin) {
         bench_pin(index);
     }
-    for (uint64_t i = 0; i < shared.per_thread; i++) {
-        lock(&self);
-        shared.counter++;
-        unlock(&self);
+    while (bench_goes_on()) {
+        add_one(&self);
+        made++;
     }
+    atomic_fetch_add(&shared.made, made);
 }
 
 static double threads_work(uint64_t count, unsigned threads, bool pin)
 {
     double elapsed;
 
-    shared.per_thread = count / threads;
+    shared.made = 0;
     shared.counter = 0;
     shared.pin = pin;
+    bench_contend();
     elapsed = bench_parallel(threads, body, NULL);
-    bench_check(shared.counter == shared.per_thread * threads,
-                "the lock excludes");
-    return elapsed;
+    bench_check(shared.counter == shared.made, "the lock excludes");
+    return bench_contended(elapsed, shared.made, count);
+}
+
+static void body_alone(unsigned index, void *opaque)
+{
+    uint64_t count = *(uint64_t *)opaque;
+    Waiter self;
+
+    (void)index;
+    for (uint64_t i = 0; i < count; i++) {
+        add_one(&self);
+    }
 }
 
 /*
@@ -155,7 +174,7 @@ static double threads_work(uint64_t count, unsigned threads, bool pin)
  */
 static double mutex_work(uint64_t count)
 {
-    return threads_work(count, 1, false);
+    return bench_parallel(1, body_alone, &count);
 }
 
 static double threads_2_work(uint64_t count)

@@ -39,6 +39,7 @@ enum {
     BATCH = 512,
     BATCH_PAYLOAD = 512 << 10,  /* then a batch leaves */
     INPUT_BYTES = 1 << 20,
+    UNIX_SEND_BUFFER = 512 << 10, /* as coaio-nbd has it */
 };
 
 enum { MODE_BLOCKING, MODE_BATCHING, MODE_LIMIT };
@@ -275,11 +276,13 @@ static void serve_batches(int fd, uint8_t *payload)
 
 static void *serve(void *opaque)
 {
-    int fd = (int)(intptr_t)opaque, one = 1;
+    int fd = (int)(intptr_t)opaque, one = 1, room = UNIX_SEND_BUFFER;
     uint8_t *payload = calloc(1, MAX_PAYLOAD);
 
     /* Refused on a UNIX socket, which has no such delay. */
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))) {
+        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &room, sizeof(room));
+    }
     if (payload && handshake(fd)) {
         if (server.mode == MODE_BLOCKING) {
             serve_blocking(fd, payload);
