@@ -188,42 +188,53 @@ fail:
 typedef struct Census {
     const AioContext *ctx;
     unsigned lines;
+    char line[REPORT_LINES][160];
 } Census;
 
-static void report_one(Coroutine *co, void *opaque)
+/* What co, which is left, does; wait is what it waits for, or NULL. */
+static void describe(const Coroutine *co, const CoWait *wait, char *line,
+                     size_t size)
+{
+    CoroutineLabel label;
+
+    coroutine_label(co, &label);
+    if (wait && fd_of_wait(wait) >= 0) {
+        snprintf(line, size, "%s is left: it waits for %s fd %d", label.text,
+                 wait->what, fd_of_wait(wait));
+    } else if (wait) {
+        snprintf(line, size, "%s is left: it waits for %s %p", label.text,
+                 wait->what, wait->object);
+    } else if (load_relaxed(&co->state) == COROUTINE_NEW) {
+        snprintf(line, size, "%s is left: it was never entered", label.text);
+    } else {
+        snprintf(line, size, "%s is left: it has yielded by itself",
+                 label.text);
+    }
+}
+
+/*
+ * Those that wait for something stay as they are.  The others may be taken away
+ * by another thread just now, and then wait elsewhere, or end, with their name.
+ * The first is seen, as the home is read last.
+ */
+static void note_one(Coroutine *co, void *opaque)
 {
     Census *census = opaque;
-    const CoWait *wait;
-    CoroutineLabel label;
-    char object[32];
-
     /*
-     * Other coroutines live on meanwhile; those of the stopped context do not
-     * change, so what is read of them is what is.
+     * [iothread/A] Acquire: who sees a wait that began after a move sees the
+     * home that it moved to.  Pairs with [iothread/B].
      */
+    const CoWait *wait = load_acquire(&co->wait);
+
     if (load_relaxed(&co->home) != &census->ctx->home ||
         census->lines >= REPORT_LINES) {
         return;
     }
+    if (MUTANT(IOTHREAD_HOME_FIRST)) {
+        wait = load_acquire(&co->wait);
+    }
+    describe(co, wait, census->line[census->lines], sizeof(census->line[0]));
     census->lines++;
-    if (load_relaxed(&co->state) == COROUTINE_NEW) {
-        warn_line("iothread_stop: %s is left: it was never entered",
-                  coroutine_label(co, &label));
-        return;
-    }
-    wait = co->wait;
-    if (!wait) {
-        warn_line("iothread_stop: %s is left: it has yielded by itself",
-                  coroutine_label(co, &label));
-        return;
-    }
-    if (fd_of_wait(wait) >= 0) {
-        snprintf(object, sizeof(object), "fd %d", fd_of_wait(wait));
-    } else {
-        snprintf(object, sizeof(object), "%p", wait->object);
-    }
-    warn_line("iothread_stop: %s is left: it waits for %s %s",
-              coroutine_label(co, &label), wait->what, object);
 }
 
 /* The thread has ended.  Returns how many coroutines are left. */
@@ -239,7 +250,11 @@ static size_t report_left(AioContext *ctx)
     warn_line("iothread_stop: %s has stopped while %ld coroutine%s parked in "
               "it, which will never go on",
               context_label(ctx, &label), left, left == 1 ? " was" : "s were");
-    coroutine_for_each(report_one, &census);
+    coroutine_for_each(note_one, &census);
+    /* After that: it holds a lock, and stderr may be a full pipe. */
+    for (unsigned i = 0; i < census.lines; i++) {
+        warn_line("iothread_stop: %s", census.line[i]);
+    }
     if ((size_t)left > census.lines) {
         warn_line("iothread_stop: and %zu more", (size_t)left - census.lines);
     }

@@ -113,7 +113,7 @@ bool co_wait_end(CoWait *wait, int64_t result, const char *who)
 
 bool co_wait_cancel(Coroutine *co, int error)
 {
-    CoWait *wait = co->wait;
+    CoWait *wait = load_relaxed(&co->wait);
 
     invariant(error < 0);
     if (!wait || !wait->cancel || co_wait_ended(wait)) {

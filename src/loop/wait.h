@@ -97,8 +97,10 @@ static inline int64_t coroutine_fn co_wait_park(CoWait *wait,
     Coroutine *self = wait->co;
     int64_t outcome;
 
-    invariant(!self->wait); /* INVARIANTS 2 in wait.c */
-    self->wait = wait;
+    invariant(!load_relaxed(&self->wait)); /* INVARIANTS 2 in wait.c */
+    /* [iothread/B] Release: the record, and the home that self has now.  Pairs
+     * with [iothread/A] in note_one(). */
+    store_release(&self->wait, wait);
     if (timeout_ns < 0) {
         coroutine_yield();
     } else {
@@ -114,7 +116,7 @@ static inline int64_t coroutine_fn co_wait_park(CoWait *wait,
     if (unlikely(outcome == WAIT_PENDING)) {
         co_wait_misuse_resumed(wait);
     }
-    self->wait = NULL;
+    store_relaxed(&self->wait, NULL);
     return outcome;
 }
 

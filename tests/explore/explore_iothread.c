@@ -12,6 +12,7 @@
 #include <coaio/context.h>
 #include <coaio/coroutine.h>
 #include <coaio/iothread.h>
+#include <coaio/semaphore.h>
 #include <coaio/timer.h>
 #include <coaio/wait.h>
 #include <coaio/wake.h>
@@ -230,6 +231,72 @@ EXPLORE(stopped_while_one_is_taken_away,
                   "iothread: coroutines are left"},
         .mutants = {
             {MUTANT_STOP_NO_FENCE, "lost wake-up", "await_epoll", true}})
+
+/* The report says what those wait for that are left, and of one that is taken
+ * away, and waits elsewhere, nothing that was. */
+
+static CoSemaphore units;
+
+static void release_one(void *opaque)
+{
+    (void)opaque;
+    co_semaphore_release(&units, 1);
+}
+
+static void coroutine_fn wait_for_one(void)
+{
+    aio_bh_schedule_oneshot(own, release_one, NULL);
+    co_semaphore_acquire(&units, 1);
+}
+
+static void coroutine_fn park_and_wait(void *opaque)
+{
+    (void)opaque;
+    coroutine_yield();
+    wait_for_one();
+    wait_for_one(); /* with a record that lies where that of the first was */
+    ran = true;
+}
+
+static void enter_parked_that_waits(void *opaque)
+{
+    (void)opaque;
+    parked = coroutine_create(park_and_wait, NULL);
+    coroutine_enter(parked);
+}
+
+static void stop_under_one_that_waits(void)
+{
+    start();
+    co_semaphore_init(&units, 0);
+    aio_wait_bh_oneshot(ctx, enter_parked_that_waits, NULL);
+    explore_begin();
+    left = iothread_stop(iothread);
+    explore_end();
+    CHECK(left <= 1);
+    iothread_unref(iothread);
+}
+
+static void take_away_to_wait(void)
+{
+    CHECK_EQ(aio_context_new(&own, NULL), 0);
+    aio_context_attach(own);
+    explore_begin();
+    aio_co_schedule(own, parked);
+    while (!ran) {
+        aio_poll(own, true);
+    }
+    explore_end();
+    while (aio_poll(own, false)) {
+    }
+    aio_context_unref(own);
+}
+
+EXPLORE(stopped_while_one_is_taken_away_and_waits,
+        .threads = {stop_under_one_that_waits, take_away_to_wait},
+        .marks = {"iothread: coroutines are left"},
+        .mutants = {
+            {MUTANT_IOTHREAD_HOME_FIRST, "crash", "note_one", true}})
 
 static void stop_under_one_that_is_woken(void)
 {
