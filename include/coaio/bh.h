@@ -49,7 +49,7 @@ COAIO_API AioBH *aio_bh_new(AioContext *ctx, AioBHFunc *cb, void *opaque);
 
 /**
  * aio_bh_new() in the main context (aio_context_main()), which must exist or
- * is made and bound to this thread.
+ * is made and bound to this thread.  Aborts if it cannot be made.
  */
 COAIO_API AioBH *aio_bh_new_main(AioBHFunc *cb, void *opaque);
 
@@ -65,6 +65,8 @@ COAIO_API void aio_bh_schedule(AioBH *bh);
  * Make bh pending without hurry: it runs in the next pass that something else
  * wakes, and after 10 ms at the latest.  If it is pending already it stays
  * as it was; aio_bh_schedule() turns an idle one into an ordinary one.
+ *
+ * Barriers: release; what was written before is visible to the callback.
  */
 COAIO_API void aio_bh_schedule_idle(AioBH *bh);
 
@@ -72,17 +74,23 @@ COAIO_API void aio_bh_schedule_idle(AioBH *bh);
  * Make bh not pending.  After a call on the home thread the callback does not
  * run unless it is scheduled again; after one from elsewhere it may be running
  * at this moment.
+ *
+ * Barriers: none.
  */
 COAIO_API void aio_bh_cancel(AioBH *bh);
 
 /**
  * Cancel bh and free it; NULL is ignored.  The pointer is dead.  As with
  * aio_bh_cancel(), after a call from elsewhere the callback may be running.
+ *
+ * Barriers: none.
  */
 COAIO_API void aio_bh_delete(AioBH *bh);
 
 /**
  * Call cb(opaque) once in ctx.  Aborts when memory runs out.
+ *
+ * Barriers: release; what was written before is visible to cb.
  */
 COAIO_API void aio_bh_schedule_oneshot(AioContext *ctx, AioBHFunc *cb,
                                        void *opaque);
@@ -98,6 +106,8 @@ typedef struct AioBHStorage {
 /**
  * The same without allocating: storage belongs to the library until cb is
  * called, which may free it or use it again.
+ *
+ * Barriers: release; what was written before is visible to cb.
  */
 COAIO_API void aio_bh_schedule_oneshot_embedded(AioContext *ctx,
                                                 AioBHStorage *storage,

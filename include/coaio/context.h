@@ -85,12 +85,16 @@ COAIO_API int aio_context_new(AioContext **ctx,
 
 /**
  * Take a reference.  Returns ctx.
+ *
+ * Barriers: none.
  */
 COAIO_API AioContext *aio_context_ref(AioContext *ctx);
 
 /**
  * Drop a reference; NULL is ignored.  Whoever drops the last one destroys
  * the context: see "Life cycle".
+ *
+ * Barriers: release; the one who destroys it sees what was written before.
  */
 COAIO_API void aio_context_unref(AioContext *ctx);
 
@@ -111,7 +115,8 @@ COAIO_API AioContext *aio_context_current(void);
  * The main context, made by the first call and bound to the thread that makes
  * it, which must not have another context.  It lives as long as the process.
  *
- * Returns it, borrowed, or NULL if memory or file descriptors ran out.
+ * Returns it, borrowed; or NULL if memory or file descriptors ran out, or the
+ * environment's COAIO_ENGINE names none that works here.
  */
 COAIO_API AioContext *aio_context_main(void);
 

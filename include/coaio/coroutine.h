@@ -125,7 +125,9 @@ COAIO_API void coroutine_delete(Coroutine *co);
  * sure that the call which entered it there last has returned.
  *
  * Aborts if co is entered already, is scheduled or woken and has not run yet,
- * has finished, or has a home while the calling thread has no context.
+ * has a home while the calling thread has no context, or has finished (as long
+ * as its memory is not another coroutine's; COAIO_DEBUG=1 in the environment
+ * puts that off, see coaio.h).
  *
  * Barriers: what the caller wrote before is visible to co; what co wrote
  * before it yielded is visible to the caller.  Nothing beyond that.

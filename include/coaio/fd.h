@@ -43,6 +43,8 @@ typedef bool AioFdPollFunc(void *opaque);
  *               (aio_context_set_poll_params()); must not have side effects
  *   poll_ready  runs when poll returned true; NULL: read runs instead
  *
+ * Barriers: release; what was written before is visible to the handlers.
+ *
  * Returns 0 (always, for a removal), or -ENOMEM, -EBADF, -ENOSPC (the limit of
  * the kernel on watched descriptors); what was set before then stays.
  * Aborts if a coroutine waits for fd in this context.

@@ -130,6 +130,8 @@ COAIO_API int coroutine_fn co_fallocate(int fd, int mode, off_t offset,
  * A call that another thread begins at the same time may be too late: as with
  * close(2), it finds the number closed, or used for something else.
  *
+ * Barriers: none.
+ *
  * Returns 0, or what close(2) reported; fd is closed in any case.  The caller,
  * and not its loop, waits for what close(2) waits for (SO_LINGER, what a
  * terminal has to send, what a file has to write back), and before that for
@@ -169,6 +171,9 @@ COAIO_API int coroutine_fn co_sleep_ns(int64_t ns);
  * Call fn(arg) in a worker thread and wait for it.  The pool of workers is
  * one for the process, bounded, and serves jobs in the order of their coming.
  * fn must not call coaio, except aio_bh_schedule() and aio_co_wake().
+ *
+ * Barriers: release, then acquire; fn sees what the caller wrote before, and
+ * the caller what fn wrote.
  *
  * Returns what fn returned, or -EAGAIN if there is no worker and no thread
  * could be started.

@@ -46,6 +46,8 @@ typedef struct IOThreadOptions {
  * Start a thread.  name (at most 15 bytes are shown by the system) is copied;
  * options may be NULL.
  *
+ * Barriers: release; what was written before is visible in the thread.
+ *
  * Returns 0 and fills *iothread with a reference, or returns
  *   -ENOMEM, -EAGAIN  no memory, or no more threads allowed
  *   -EINVAL           a CPU that does not exist, poll parameters below 0, ...
@@ -80,6 +82,8 @@ COAIO_API AioContext *iothread_context(IOThread *iothread);
  * never run.  The caller's own loop stands still meanwhile: nothing that still
  * runs there may wait for it, as aio_timer_del() of one of its timers does.
  * Calling it again does nothing.  Aborts when called from the thread itself.
+ *
+ * Barriers: acquire; what the thread wrote is visible.
  *
  * Returns the number of coroutines that were left.
  */

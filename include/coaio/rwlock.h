@@ -57,10 +57,11 @@ COAIO_API void coroutine_fn co_rwlock_wrlock(CoRwlock *rwlock);
 
 /**
  * Turn a write lock into a read lock without letting a writer in between.
+ * Never suspends.
  *
  * Barriers: release.
  */
-COAIO_API void coroutine_fn co_rwlock_downgrade(CoRwlock *rwlock);
+COAIO_API void co_rwlock_downgrade(CoRwlock *rwlock);
 
 /**
  * Turn a read lock into a write lock; another writer may run in between.
@@ -70,11 +71,11 @@ COAIO_API void coroutine_fn co_rwlock_downgrade(CoRwlock *rwlock);
 COAIO_API void coroutine_fn co_rwlock_upgrade(CoRwlock *rwlock);
 
 /**
- * Give up the read or write lock that the caller holds.
+ * Give up the read or write lock that the caller holds.  Never suspends.
  *
  * Barriers: release.
  */
-COAIO_API void coroutine_fn co_rwlock_unlock(CoRwlock *rwlock);
+COAIO_API void co_rwlock_unlock(CoRwlock *rwlock);
 
 COAIO_END_DECLS
 

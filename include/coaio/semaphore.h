@@ -45,6 +45,8 @@ COAIO_API int coroutine_fn co_semaphore_acquire(CoSemaphore *semaphore,
 
 /**
  * Take them if there are enough and nobody waits.  Returns whether it did.
+ *
+ * Barriers: acquire if it did, else none.
  */
 COAIO_API bool co_semaphore_try_acquire(CoSemaphore *semaphore,
                                         uint64_t units);

@@ -97,6 +97,8 @@ COAIO_API void aio_timer_mod_ns(AioTimer *timer, int64_t expiry_ns);
 /**
  * Make timer idle.  When the call returns, the callback is not running (except
  * in the callback itself) and does not run unless timer is armed again.
+ *
+ * Barriers: acquire; what the callback wrote, if it has run, is visible.
  */
 COAIO_API void aio_timer_del(AioTimer *timer);
 

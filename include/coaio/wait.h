@@ -31,8 +31,8 @@ COAIO_BEGIN_DECLS
 
 /**
  * Block the calling thread while condition (an expression, evaluated again
- * and again) is true.  ctx is the context that will change it; it is only
- * used for checks and reports.
+ * and again) is true.  ctx is the context that will change it, or NULL; it is
+ * only used for checks and reports.
  *
  * Barriers: a full barrier before each evaluation.
  */
@@ -55,6 +55,9 @@ COAIO_API void aio_wait_kick(void);
 /**
  * Call cb(opaque) in ctx as a bottom half, and return when it has run.  Aborts
  * if ctx has stopped, where nothing would run it.
+ *
+ * Barriers: release, then acquire; cb sees what the caller wrote before, and
+ * the caller what cb wrote.
  */
 COAIO_API void aio_wait_bh_oneshot(AioContext *ctx, AioBHFunc *cb,
                                    void *opaque);
