@@ -66,10 +66,9 @@ bench-features: ## measure what each feature of io_uring is worth
 install: build ## install below PREFIX (DESTDIR is put in front)
 	@scripts/install "$(BUILD)"
 
-format: ## run clang-format over all C sources
+format: ## run clang-format over the lines of C that you have changed
 	@scripts/install-deps format
-	@git ls-files -co --exclude-standard '*.[ch]' '*.cpp' | \
-	    grep -v '^tests/style/specimens/' | xargs clang-format -i
+	@git clang-format --extensions c,h,cpp
 
 clean: ## remove everything that was built
 	rm -rf build

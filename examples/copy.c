@@ -53,11 +53,15 @@ static void coroutine_fn run(void *opaque)
 {
     Copy *copy = opaque;
     CoGroup group = { 0 };
+    int started = 0;
 
     for (int i = 0; i < 8; i++) {
-        co_group_run(&group, NULL, copy_pieces, copy);
+        started += co_group_run(&group, NULL, copy_pieces, copy) == 0;
     }
     copy->error = co_group_wait(&group); /* the first, or 0 */
+    if (started == 0) {
+        copy->error = -ENOMEM;
+    }
 }
 
 int main(int argc, char **argv)

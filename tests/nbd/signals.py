@@ -57,6 +57,26 @@ def clients_in_the_handshake_are_dropped(box):
 
 
 @case
+def another_signal_a_second_later_ends_it_at_once(box):
+    need_disk()
+    for number in signal.SIGTERM, signal.SIGINT:
+        shim = box.shim()
+        server = box.disk_server(shim=shim)
+        client = box.closing(nbd.Client(server.address()).ready())
+        shim.shut_gate(Shim.WRITE)
+        client.post_write(MIB, pattern(4096))
+        shim.wait_held(Shim.WRITE)
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: is_refused(server.address()), "the socket to go")
+        server.process.send_signal(number)   # counts as the same
+        time.sleep(1.1)
+        eq(server.process.poll(), None, "the server's exit status")
+        server.process.send_signal(number)
+        server.wait(128 + number)
+        client.expect_eof()
+
+
+@case
 def what_is_in_flight_is_finished(box):
     """A write is held in the file system while the signal comes."""
     need_disk()
