@@ -38,14 +38,14 @@ TRACED_REQUESTS = 6400
 
 OURS = 'coaio-nbd coaio-nbd-epoll'
 KITS = 'coaio-nbd coaio-nbd-1 nbdkit'
-LEAN = 'coaio-nbd nbdkit qemu-nbd blocking-loop'
+LEAN = KITS + ' qemu-nbd blocking-loop'
 LOOPS = 'blocking-loop batching-loop limit'
-MAIN = 'coaio-nbd nbdkit qemu-nbd nbd-server ' + LOOPS
-ALL = OURS + ' nbdkit qemu-nbd qemu-nbd-uring nbd-server nbd-server-splice '
+MAIN = KITS + ' qemu-nbd nbd-server ' + LOOPS
+ALL = OURS + ' coaio-nbd-1 nbdkit qemu-nbd qemu-nbd-uring nbd-server '
 ALL += LOOPS
 # Where io_uring works, it is the engine of coaio-nbd: the same server once
 # more, so that a row shows what it is uncertain by.
-TWICE = ALL + ' coaio-nbd-1 coaio-nbd-uring'
+TWICE = ALL + ' coaio-nbd-uring nbd-server-splice'
 SEQUENTIAL = '--depth 16 --size 131072 --pattern sequential'
 WRITE = '--depth 16 --op write'
 TWO = '--depth 16 --connections 2'
@@ -78,12 +78,12 @@ CASES = [
     Case('nbd_read_64', 'Read 4 KiB, depth 64', '--depth 64', ALL),
     Case('nbd_write_16', 'Write 4 KiB, depth 16', WRITE, MAIN),
     Case('nbd_read_16x2', 'Read 4 KiB, depth 16, 2 connections', TWO,
-         MAIN + ' coaio-nbd-1'),
+         MAIN),
     Case('nbd_seq', 'Read 128 KiB in sequence, depth 16', SEQUENTIAL, MAIN),
     Case('nbd_tcp_1', 'TCP: read 4 KiB, depth 1', '--depth 1', LEAN,
          transport='tcp', secondary=True),
     Case('nbd_tcp_16', 'TCP: read 4 KiB, depth 16', '--depth 16',
-         MAIN + ' coaio-nbd-1', transport='tcp'),
+         MAIN, transport='tcp'),
     Case('nbd_tcp_64', 'TCP: read 4 KiB, depth 64', '--depth 64', KITS,
          transport='tcp', secondary=True),
     Case('nbd_tcp_write_16', 'TCP: write 4 KiB, depth 16', WRITE, KITS,
@@ -98,27 +98,29 @@ CASES = [
     Case('nbd_memory_16', 'Memory: read 4 KiB, depth 16', '--depth 16',
          KITS + ' nbdkit-malloc', 'memory', calls=True),
     Case('nbd_memory_64', 'Memory: read 4 KiB, depth 64', '--depth 64',
-         'coaio-nbd nbdkit nbdkit-malloc', 'memory', secondary=True),
+         KITS, 'memory', secondary=True),
     Case('nbd_memory_write_16', 'Memory: write 4 KiB, depth 16', WRITE,
-         'coaio-nbd nbdkit nbdkit-malloc', 'memory', secondary=True),
+         KITS, 'memory', secondary=True),
     Case('nbd_memory_16x2', 'Memory: read 4 KiB, depth 16, 2 connections',
          TWO, KITS, 'memory', secondary=True),
     Case('nbd_memory_seq', 'Memory: read 128 KiB in sequence, depth 16',
          SEQUENTIAL, KITS, 'memory', secondary=True),
     Case('nbd_memory_tcp_16', 'Memory, TCP: read 4 KiB, depth 16',
-         '--depth 16', 'coaio-nbd nbdkit', 'memory', 'tcp', secondary=True),
+         '--depth 16', KITS, 'memory', 'tcp', secondary=True),
     Case('nbd_null_1', 'Null: read 4 KiB, depth 1', '--depth 1', KITS,
          'null', secondary=True),
     Case('nbd_null_16', 'Null: read 4 KiB, depth 16', '--depth 16',
          KITS + ' limit', 'null'),
     Case('nbd_null_64', 'Null: read 4 KiB, depth 64', '--depth 64',
-         'coaio-nbd nbdkit limit', 'null', secondary=True),
+         KITS + ' limit', 'null', secondary=True),
     Case('nbd_null_write_16', 'Null: write 4 KiB, depth 16', WRITE, KITS,
          'null', secondary=True),
     Case('nbd_null_16x2', 'Null: read 4 KiB, depth 16, 2 connections', TWO,
          KITS + ' limit', 'null', secondary=True),
+    Case('nbd_null_seq', 'Null: read 128 KiB in sequence, depth 16',
+         SEQUENTIAL, KITS + ' limit', 'null', secondary=True),
     Case('nbd_null_tcp_16', 'Null, TCP: read 4 KiB, depth 16', '--depth 16',
-         'coaio-nbd nbdkit limit', 'null', 'tcp', secondary=True),
+         KITS + ' limit', 'null', 'tcp', secondary=True),
 
     Case('nbd_disk_16', 'Disk, page cache: read 4 KiB, depth 16',
          '--depth 16', OURS + ' coaio-nbd-1 nbdkit qemu-nbd blocking-loop'

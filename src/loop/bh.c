@@ -144,8 +144,8 @@ AioBH *aio_bh_new_main(AioBHFunc *cb, void *opaque)
     AioContext *ctx = aio_context_main();
 
     if (!ctx) {
-        misuse("aio_bh_new_main: no memory or descriptors for the main "
-               "context");
+        misuse("aio_bh_new_main: there is no main context: no memory or "
+               "descriptors, or COAIO_ENGINE names no engine that works here");
     }
     return aio_bh_new(ctx, cb, opaque);
 }

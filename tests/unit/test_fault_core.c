@@ -436,8 +436,8 @@ TEST_ABORTS(a_one_shot_aborts_for_want_of_memory,
 }
 
 TEST_ABORTS(a_bottom_half_of_the_main_context_aborts_for_want_of_that,
-            "^coaio: aio_bh_new_main: no memory or descriptors for the main "
-            "context$")
+            "^coaio: aio_bh_new_main: there is no main context: no memory or "
+            "descriptors, or COAIO_ENGINE names no engine that works here$")
 {
     os_fault_arm(1, EMFILE, "eventfd");
     aio_bh_new_main(nothing, NULL);
