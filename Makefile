@@ -57,11 +57,11 @@ bench-plots: ## measure how costs grow, and draw docs/plots
 	@bench/scale build/bench/tree docs/plots/scale.json
 	@bench/plot docs/plots/scale.json docs/plots
 
-bench-features: ## measure what each feature of io_uring is worth
+bench-features: ## measure io_uring's features; RESULTS=build/bench/features.json
 	@scripts/install-deps build
 	@scripts/configure build/bench/tree -Dbench=true -Dtests=false
 	@ninja -j$(JOBS) -C build/bench/tree
-	@bench/features build/bench/tree build/bench
+	@bench/features build/bench/tree $(or $(RESULTS),build/bench)
 
 install: build ## install below PREFIX (DESTDIR is put in front)
 	@scripts/install "$(BUILD)"
