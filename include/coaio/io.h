@@ -19,8 +19,8 @@
  *
  * One coroutine reads and one writes at a time on a descriptor that has
  * readiness (a socket, a pipe); a second one waits its turn, in order.  Files
- * have no such limit, but for reads at the position.  A buffer belongs to the
- * call until it returns.
+ * have no such limit, but at the position.  A buffer belongs to the call until
+ * it returns.
  *
  * A call that finds what it asks for does not suspend.  Who may always find
  * something (a server whose client sends without end) calls co_sleep_ns(0) from

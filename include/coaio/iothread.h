@@ -76,11 +76,11 @@ COAIO_API AioContext *iothread_context(IOThread *iothread);
  * Run what is due, then end the thread and wait for it, and for calls on files
  * that its engine makes just then.  Coroutines that are parked there are
  * reported on stderr, by name and by what they wait for, and are left alone;
- * they keep no descriptor from being closed (but close(2) must do it if one is
- * left in co_close(), as that then says -EBADF), and until it is, the turn to
- * read or write it that they had.  Wake-ups that come later are counted and
- * never run.  The caller's own loop stands still meanwhile: nothing that still
- * runs there may wait for it, as aio_timer_del() of one of its timers does.
+ * they keep no descriptor from being closed, but until it is, the turn to read
+ * or write it that they had.  Of what one was closing, another co_close() says
+ * -EBADF if a worker closes it.  Wake-ups that come later are counted and never
+ * run.  The caller's own loop stands still meanwhile: nothing that still runs
+ * there may wait for it, as aio_timer_del() of one of its timers does.
  * Calling it again does nothing.  Aborts when called from the thread itself.
  *
  * Barriers: acquire; what the thread wrote is visible.

@@ -44,6 +44,7 @@
     each(IOTHREAD_STARTED_RELAXED, "iothread-started-relaxed")                \
     each(IOTHREAD_STOP_UNLOCKED, "iothread-stop-unlocked")                    \
     each(IOTHREAD_HOME_FIRST, "iothread-home-first")                          \
+    each(IOTHREAD_ONE_LOOK, "iothread-one-look")                              \
     each(IOTHREAD_STOPPING_LATE, "iothread-stopping-late")                    \
     each(MUTEX_HOLDER_LATE, "mutex-holder-late")                              \
     each(MUTEX_NO_FENCE_LOCK, "mutex-no-fence-lock")                          \

@@ -33,8 +33,6 @@
  */
 #include "io/io_int.h"
 
-#include "loop/context.h"
-
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>

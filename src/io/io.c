@@ -11,7 +11,6 @@
  */
 #include "io/io_int.h"
 
-#include "loop/context.h"
 #include "loop/fd_int.h"
 #include "os/clock.h"
 #include "os/event.h"
@@ -183,7 +182,7 @@ static int coroutine_fn close_in_worker(IoFd *entry, int fd)
  * Under another number, so that nobody finds the old one open or closing for as
  * long as that takes; without one, here.
  */
-static int coroutine_fn close_duplicate_in_worker(IoFd *entry, int fd)
+static int coroutine_fn close_duplicate_in_worker(IoClosing *closing, int fd)
 {
     int other, ret, result;
 
@@ -191,7 +190,7 @@ static int coroutine_fn close_duplicate_in_worker(IoFd *entry, int fd)
      * next pass: it is not to be the last to let go. */
     co_sleep_ns(0);
     other = os_dup(fd);
-    ret = io_fd_close(entry, fd);
+    ret = io_fd_close(closing, fd);
     result = other >= 0 ? close_in_worker(NULL, other) : 0;
     return ret < 0 ? ret : result;
 }
@@ -228,23 +227,25 @@ int co_close(int fd)
 {
     bool home = io_begin("co_close", fd);
     IoFd *entry = io_fd_get(fd);
+    IoClosing closing;
     int ret;
 
     if (!entry) {
         /* No memory, or no descriptor: nothing can have waited here. */
         return os_close(fd);
     }
-    ret = io_fd_retire(entry, fd);
+    ret = io_fd_retire(&closing, entry, fd);
     if (ret < 0) {
         return ret;
     }
     switch (home ? way_to_close(fd) : CLOSE_HERE) {
     case CLOSE_FILE:
+        io_fd_hand_over(&closing);
         return close_in_worker(entry, fd);
     case CLOSE_DUPLICATE:
-        return close_duplicate_in_worker(entry, fd);
+        return close_duplicate_in_worker(&closing, fd);
     default:
-        return io_fd_close(entry, fd);
+        return io_fd_close(&closing, fd);
     }
 }
 

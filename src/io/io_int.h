@@ -13,6 +13,7 @@
 #define COAIO_IO_IO_INT_H
 
 #include "base/list.h"
+#include "loop/context.h"
 #include "loop/wait.h"
 #include "loop/worker.h"
 #include "os/file.h"
@@ -95,14 +96,25 @@ void io_fd_learn(IoFd *entry, uint32_t fact);
 /* fd was just opened by the library: forget what the number stood for. */
 void io_fd_opened(int fd, OsFileKind kind);
 
+/* Who closes a number.  On its stack, from io_fd_retire() to its end, which is
+ * io_fd_close() or io_fd_hand_over(); or the end of its thread, and then the
+ * number is one that nobody closes. */
+typedef struct IoClosing {
+    ContextFarewell farewell; /* if it has a home */
+    IoFd *entry;
+} IoClosing;
+
 /*
  * End all that waits on fd here, and wait for what workers have begun.  Then
- * nothing can begin on it any more, and one of the two below is to follow.
- * Returns 0, or -EBADF if somebody else is closing it.
+ * nothing can begin on it any more.
+ * Returns 0, or -EBADF if somebody else is closing it, and then closing is
+ * nothing.
  */
-int coroutine_fn io_fd_retire(IoFd *entry, int fd);
+int coroutine_fn io_fd_retire(IoClosing *closing, IoFd *entry, int fd);
 /* Close fd and let the number begin anew. */
-int io_fd_close(IoFd *entry, int fd);
+int io_fd_close(IoClosing *closing, int fd);
+/* The number is closing until who took it over has called io_fd_reopen(). */
+void io_fd_hand_over(IoClosing *closing);
 /* Let the number begin anew; for a file that nobody can wait on, which is
  * closed without a lock just after that. */
 void io_fd_reopen(IoFd *entry);

@@ -265,7 +265,6 @@ void io_fd_opened(int fd, OsFileKind kind)
     lock_both(entry);
     waited = entry->sides[IO_READ].held || entry->sides[IO_WRITE].held;
     begin_generation(entry, IO_KIND(kind), &ended);
-    entry->closing = false; /* by a coroutine that was left in its co_close() */
     unlock_both(entry);
     io_turn_wake_all(&ended);
     if (waited) {
@@ -315,7 +314,36 @@ static void coroutine_fn cut_connect(IoFd *entry, int fd)
     }
 }
 
-int io_fd_retire(IoFd *entry, int fd)
+/* It was left in co_close(): somebody else may close the number. */
+static void closer_is_left(ContextFarewell *farewell)
+{
+    IoFd *entry = container_of(farewell, IoClosing, farewell)->entry;
+
+    lock_both(entry);
+    entry->closing = false;
+    entry->closer = NULL;
+    unlock_both(entry);
+}
+
+static void closing_begins(IoClosing *closing, IoFd *entry)
+{
+    closing->entry = entry;
+    closing->farewell.link.next = NULL;
+    closing->farewell.link.prev = NULL;
+    closing->farewell.say = closer_is_left;
+    if (io_has_home()) {
+        list_append(&os_thread()->context->farewells, &closing->farewell.link);
+    }
+}
+
+void io_fd_hand_over(IoClosing *closing)
+{
+    if (list_linked(&closing->farewell.link)) {
+        list_remove(&closing->farewell.link);
+    }
+}
+
+int io_fd_retire(IoClosing *closing, IoFd *entry, int fd)
 {
     List ended;
     bool connecting;
@@ -332,6 +360,7 @@ int io_fd_retire(IoFd *entry, int fd)
     /* Workers do nothing else with sockets. */
     connecting = load_relaxed(&entry->running) > 0 && os_socket_type(fd) >= 0;
     unlock_both(entry);
+    closing_begins(closing, entry);
     io_turn_wake_all(&ended);
     fd_cancel_all(fd, -ECANCELED);
     if (connecting) {
@@ -353,10 +382,12 @@ void io_fd_reopen(IoFd *entry)
  * begin to wait on the old file, for ever; between close(2) and the end of
  * closing, somebody who got the same number could be told that it is closing.
  */
-int io_fd_close(IoFd *entry, int fd)
+int io_fd_close(IoClosing *closing, int fd)
 {
+    IoFd *entry = closing->entry;
     int ret;
 
+    io_fd_hand_over(closing);
     lock_both(entry);
     ret = os_close(fd);
     entry->closing = false;

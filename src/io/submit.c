@@ -26,7 +26,6 @@
 #include "io/io_int.h"
 
 #include "base/explore.h"
-#include "loop/context.h"
 #include "loop/fd_int.h"
 
 #include <errno.h>

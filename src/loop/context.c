@@ -241,9 +241,16 @@ static void leave_home(CoHome *home)
 
 void context_stop(AioContext *ctx)
 {
+    List *link;
+
     context_pin(ctx);
     if (ctx->poller.ops->stop) {
         ctx->poller.ops->stop(ctx);
+    }
+    while ((link = list_take_first(&ctx->farewells))) {
+        ContextFarewell *farewell = list_entry(link, ContextFarewell, link);
+
+        farewell->say(farewell);
     }
     os_mutex_lock(&ctx->lock);
     /* Release: who finds it stopped may do what the home thread did. */
@@ -301,6 +308,7 @@ static void context_init(AioContext *ctx, const AioContextOptions *options)
     ctx->event[0] = -1;
     ctx->event[1] = -1;
     list_init(&ctx->bhs);
+    list_init(&ctx->farewells);
     timer_init(ctx);
     worker_watch_init(ctx);
     os_mutex_init(&ctx->lock);

@@ -41,6 +41,13 @@
 /* AioContext.wake: see the protocol [notify] in loop/notify.c. */
 enum { WAKE_AWAKE = 0, WAKE_SLEEPING, WAKE_NOTIFIED };
 
+/* What is to be done for a coroutine that is left when the home thread ends. */
+typedef struct ContextFarewell ContextFarewell;
+struct ContextFarewell {
+    List link; /* in AioContext.farewells */
+    void (*say)(ContextFarewell *farewell); /* on the home thread, once */
+};
+
 struct AioContext {
     CoHome home;             /* first: what coroutine/ sees */
 
@@ -77,6 +84,7 @@ struct AioContext {
     unsigned skipped;        /* passes in a row that did not look at fds */
     Timers timers;
     WorkerWatch workers;
+    List farewells;          /* of ContextFarewell.link */
 
     /* Busy polling. */
     int64_t poll_max_ns;     /* atomic */

@@ -214,24 +214,30 @@ static void describe(const Coroutine *co, const CoWait *wait, char *line,
 
 /*
  * Those that wait for something stay as they are.  The others may be taken away
- * by another thread just now, and then wait elsewhere, or end, with their name.
- * The first is seen, as the home is read last.
+ * by another thread just now, and wait elsewhere, or come from there, in vain;
+ * the home is read between two looks at the wait, so neither is missed.  They
+ * may also end there, with their name: that is not seen.
  */
 static void note_one(Coroutine *co, void *opaque)
 {
     Census *census = opaque;
     /*
      * [iothread/A] Acquire: who sees a wait that began after a move sees the
-     * home that it moved to.  Pairs with [iothread/B].
+     * home that it moved to, and who sees a home the end of waits before the
+     * move.  Pairs with [iothread/B].
      */
     const CoWait *wait = load_acquire(&co->wait);
+    bool lives_here = load_acquire(&co->home) == &census->ctx->home;
 
-    if (load_relaxed(&co->home) != &census->ctx->home ||
-        census->lines >= REPORT_LINES) {
-        return;
-    }
     if (MUTANT(IOTHREAD_HOME_FIRST)) {
         wait = load_acquire(&co->wait);
+    }
+    if (!lives_here || census->lines >= REPORT_LINES) {
+        return;
+    }
+    if (load_relaxed(&co->wait) != wait && !MUTANT(IOTHREAD_ONE_LOOK)) {
+        MARK("iothread: one has come while it was looked at");
+        return;
     }
     describe(co, wait, census->line[census->lines], sizeof(census->line[0]));
     census->lines++;

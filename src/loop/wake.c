@@ -212,7 +212,8 @@ static void move_and_post(Coroutine *co, AioContext *ctx)
 
     if (co->home != &ctx->home) {
         coroutine_count_out(thread, co);
-        store_relaxed(&co->home, &ctx->home);
+        /* [iothread/B] Release: that co waits for nothing now. */
+        store_release(&co->home, &ctx->home);
     }
     if (co->counted) {
         post_coroutine(ctx, co, run_woken);

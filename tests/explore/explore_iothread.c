@@ -16,6 +16,7 @@
 #include <coaio/timer.h>
 #include <coaio/wait.h>
 #include <coaio/wake.h>
+#include <string.h>
 
 static IOThread *iothread;
 static AioContext *ctx; /* the I/O thread's */
@@ -297,6 +298,69 @@ EXPLORE(stopped_while_one_is_taken_away_and_waits,
         .marks = {"iothread: coroutines are left"},
         .mutants = {
             {MUTANT_IOTHREAD_HOME_FIRST, "crash", "note_one", true}})
+
+/* The other way round: it has waited elsewhere, and comes when the thread has
+ * ended and leaves another one behind. */
+
+/* Deeper down than what is called later, with a record of the wait that nothing
+ * overwrites but use_the_stack(). */
+static NOINLINE void coroutine_fn wait_deep_down(void)
+{
+    char frame[4096];
+
+    memset(frame, 1, sizeof(frame));
+    wait_for_one();
+    memset(frame, 2, sizeof(frame));
+}
+
+static NOINLINE void use_the_stack(void)
+{
+    char frame[8192];
+
+    memset(frame, 1, sizeof(frame));
+    __asm__ volatile("" : : "r"(frame) : "memory");
+}
+
+static void coroutine_fn wait_and_come(void *opaque)
+{
+    (void)opaque;
+    wait_deep_down();
+    use_the_stack();
+    ran = true;
+    co_reschedule_self(ctx);
+}
+
+static void stop_under_another(void)
+{
+    co_semaphore_init(&units, 0);
+    start_with_a_coroutine();
+    explore_begin();
+    left = iothread_stop(iothread);
+    explore_end();
+    CHECK(left >= 1);
+    iothread_unref(iothread);
+}
+
+static void send_there(void)
+{
+    CHECK_EQ(aio_context_new(&own, NULL), 0);
+    aio_context_attach(own);
+    explore_begin();
+    coroutine_enter(coroutine_create(wait_and_come, NULL));
+    while (!ran) {
+        aio_poll(own, true);
+    }
+    explore_end();
+    while (aio_poll(own, false)) {
+    }
+    aio_context_unref(own);
+}
+
+EXPLORE(stopped_while_one_comes,
+        .threads = {stop_under_another, send_there}, .leaks = true,
+        .marks = {"iothread: coroutines are left",
+                  "iothread: one has come while it was looked at"},
+        .mutants = {{MUTANT_IOTHREAD_ONE_LOOK, "crash", "note_one", true}})
 
 static void stop_under_one_that_is_woken(void)
 {

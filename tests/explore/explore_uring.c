@@ -155,9 +155,10 @@ static void receive_one(void)
 static void coroutine_fn close_socket(void *opaque)
 {
     Socket *s = opaque;
+    IoClosing closing;
 
-    CHECK_EQ(io_fd_retire(&s->entry, s->fd), 0);
-    CHECK_EQ(io_fd_close(&s->entry, s->fd), 0);
+    CHECK_EQ(io_fd_retire(&closing, &s->entry, s->fd), 0);
+    CHECK_EQ(io_fd_close(&closing, s->fd), 0);
 }
 
 static void close_one(Socket *s)

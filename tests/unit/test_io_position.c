@@ -213,20 +213,17 @@ ON_EACH_ENGINE(closing_ends_the_wait_for_another_read)
     end_two();
 }
 
-/*
- * Nor are two writes on their way at once where no lock of the kernel's keeps
- * them apart, which then both write the same place: on a block device.  With
- * O_DSYNC a file is treated as that is, and needs no root.
- */
-ON_EACH_ENGINE(writes_without_a_lane_wait_for_their_turn)
+static void check_writes_in_turn(const char *engine, int flags)
 {
     static char first[PAGE], second[PAGE], buf[2 * PAGE];
     Call writes[2] = {{.writes = true, .buf = first, .count = PAGE},
                       {.writes = true, .buf = second, .count = PAGE}};
+    char path[64];
+    int reader;
 
     memset(first, '1', PAGE);
     memset(second, '2', PAGE);
-    begin(engine, O_RDWR | O_DSYNC);
+    begin(engine, flags);
     own = (pid_t)syscall(SYS_gettid);
     gate_init(&go_on);
     os_set_recorder(hold_the_first);
@@ -241,10 +238,28 @@ ON_EACH_ENGINE(writes_without_a_lane_wait_for_their_turn)
         go_until(ctx, &writes[i].done);
         CHECK_EQ(writes[i].result, PAGE);
     }
-    CHECK_EQ(pread(fd, buf, sizeof(buf), 0), sizeof(buf));
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    reader = open(path, O_RDONLY | O_CLOEXEC);
+    CHECK_EQ(pread(reader, buf, sizeof(buf), 0), sizeof(buf));
+    close(reader);
     CHECK_EQ(memcmp(buf, first, PAGE), 0);
     CHECK_EQ(memcmp(buf + PAGE, second, PAGE), 0);
     end();
+}
+
+/*
+ * Two writes are not on their way at once where no lock of the kernel's keeps
+ * them apart, and both would write the same place: on a block device.  With
+ * O_DSYNC a file is treated as that is, and needs no root.
+ */
+ON_EACH_ENGINE(writes_without_a_lane_wait_for_their_turn)
+{
+    check_writes_in_turn(engine, O_WRONLY | O_DSYNC);
+}
+
+ON_EACH_ENGINE(writes_of_what_can_be_read_wait_for_their_turn)
+{
+    check_writes_in_turn(engine, O_RDWR);
 }
 
 /* --- closing --------------------------------------------------------------*/

@@ -9,11 +9,12 @@
 
 #include <coaio/fd.h>
 #include <coaio/io.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #define SIZE 65536
@@ -220,21 +221,37 @@ ON_EACH_ENGINE(a_call_on_a_file)
 
 /* --- who was left in co_close() ------------------------------------------*/
 
-static sem_t worker_begun, worker_may_end;
+typedef struct Work {
+    sem_t begun, may_end;
+    int fd; /* -1: no descriptor */
+} Work;
 
-static ssize_t be_slow(void *arg)
+static ssize_t be_slow(void *opaque)
 {
-    (void)arg;
-    gate_open(&worker_begun);
-    gate_pass(&worker_may_end);
+    Work *work = opaque;
+
+    gate_open(&work->begun);
+    gate_pass(&work->may_end);
     return 0;
 }
 
-static ssize_t coroutine_fn work_slowly(int fd)
+static void coroutine_fn work_slowly(void *opaque)
 {
-    const IoUse use = io_use(io_fd_get(fd));
+    Work *work = opaque;
+    const IoUse use = work->fd < 0 ? (IoUse){NULL, 0}
+                                   : io_use(io_fd_get(work->fd));
 
-    return io_run_in_worker(&use, be_slow, NULL, "test");
+    io_run_in_worker(work->fd < 0 ? NULL : &use, be_slow, work, "test");
+}
+
+/* In ctx; returns when a worker has begun. */
+static void begin_work(Work *work, int fd)
+{
+    gate_init(&work->begun);
+    gate_init(&work->may_end);
+    work->fd = fd;
+    go(work_slowly, work);
+    gate_pass(&work->begun);
 }
 
 static ssize_t coroutine_fn close_number(int fd)
@@ -242,85 +259,95 @@ static ssize_t coroutine_fn close_number(int fd)
     return co_close(fd);
 }
 
-typedef struct Accept {
-    int listener;
-    int fd;
-    bool done;
-} Accept;
-
-static void coroutine_fn accept_one(void *opaque)
-{
-    Accept *a = opaque;
-
-    a->fd = co_accept(a->listener, NULL, NULL, 0);
-    a->done = true;
-}
-
-/* A listening socket, and one that is connected to it. */
-static int listen_and_connect(int *client)
-{
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    socklen_t length = sizeof(address.sun_family);
-    int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-    /* An address of the kernel's choice. */
-    CHECK_EQ(bind(listener, (struct sockaddr *)&address, length), 0);
-    CHECK_EQ(listen(listener, 1), 0);
-    length = sizeof(address);
-    CHECK_EQ(getsockname(listener, (struct sockaddr *)&address, &length), 0);
-    *client = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    CHECK_EQ(connect(*client, (struct sockaddr *)&address, length), 0);
-    return listener;
-}
-
 static void coroutine_fn receive_here(void *opaque)
 {
     Left *left = opaque;
-    char byte;
 
-    CHECK_EQ(co_recv(left->fd, &byte, 1, 0), 1);
+    CHECK_EQ(receive(left->fd), 1);
     left->done = true;
 }
 
+/* It is a number like any other. */
+static void check_usable(AioContext *ctx, int fd)
+{
+    Left receiving = {.fd = fd};
+    int fds[2];
+
+    pair(fds);
+    CHECK_EQ(fds[0], fd);
+    go(receive_here, &receiving);
+    CHECK(!receiving.done);
+    CHECK_EQ(write(fds[1], "r", 1), 1);
+    go_until(ctx, &receiving.done);
+    check_closes(ctx, fd);
+    check_end_of(fds[1]);
+}
+
+static int open_low(void)
+{
+    int fd = make_file(), low = dup(STDIN_FILENO);
+
+    CHECK(low > fd); /* so nothing below is free */
+    close(low);
+    return fd;
+}
+
 /*
- * The number stayed one that is being closed: whatever co_accept() gave it to
- * could neither wait nor be closed.
+ * The number stayed one that is being closed: it could not be closed, and
+ * nobody could wait on what came after.
  */
 ON_EACH_ENGINE(a_close)
 {
     AioContext *ctx;
     LoopThread loop;
-    Left work = {.call = work_slowly}, closing = {.call = close_number};
-    Left receiving = {.done = false};
-    Accept accepted = {.done = false};
-    int client;
+    Left closing = {.call = close_number};
+    Work work;
 
     CHECK_EQ(setenv("COAIO_ENGINE", engine, 1), 0);
+    closing.fd = open_low();
     ctx = go_begin(engine);
-    accepted.listener = listen_and_connect(&client);
-    work.fd = closing.fd = make_file();
-    gate_init(&worker_begun);
-    gate_init(&worker_may_end);
+    begin_work(&work, closing.fd);
     loop_thread_start(&loop, "loop");
-    loop_call(loop.ctx, begin_call, &work);
-    gate_pass(&worker_begun);
     loop_call(loop.ctx, begin_call, &closing);
     loop_thread_join(&loop);
-    gate_open(&worker_may_end);
     CHECK(!closing.done);
-    CHECK_EQ(close(closing.fd), 0);
+    gate_open(&work.may_end);
+    check_closes(ctx, closing.fd);
+    check_usable(ctx, closing.fd);
+    end(ctx);
+}
 
-    go(accept_one, &accepted);
-    go_until(ctx, &accepted.done);
-    CHECK_EQ(accepted.fd, closing.fd);
-    receiving.fd = accepted.fd;
-    go(receive_here, &receiving);
-    CHECK(!receiving.done);
-    CHECK_EQ(write(client, "r", 1), 1);
-    go_until(ctx, &receiving.done);
-    check_closes(ctx, accepted.fd);
-    check_end_of(client);
-    close(accepted.listener);
+/* What a worker has taken over it does, and nobody else does it again. */
+ON_EACH_ENGINE(a_close_that_waits_for_a_worker)
+{
+    AioContext *ctx;
+    LoopThread loop;
+    Left closing = {.call = close_number};
+    Close again;
+    Work work[WORKER_MAX];
+
+    CHECK_EQ(setenv("COAIO_ENGINE", engine, 1), 0);
+    closing.fd = open_low();
+    again = (Close){.fd = closing.fd};
+    ctx = go_begin(engine);
+    for (int i = 0; i < WORKER_MAX; i++) {
+        begin_work(&work[i], -1);
+    }
+    loop_thread_start(&loop, "loop");
+    loop_call(loop.ctx, begin_call, &closing);
+    loop_thread_join(&loop);
+    CHECK(!closing.done);
+    go(close_it, &again);
+    CHECK(again.done);
+    CHECK_EQ(again.result, -EBADF);
+    CHECK(fcntl(closing.fd, F_GETFD) >= 0);
+    for (int i = 0; i < WORKER_MAX; i++) {
+        gate_open(&work[i].may_end);
+    }
+    while (fcntl(closing.fd, F_GETFD) >= 0) {
+        sched_yield();
+    }
+    check_usable(ctx, closing.fd);
     end(ctx);
 }
 
