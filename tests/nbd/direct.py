@@ -54,6 +54,15 @@ def long_commands_let_others_in(box):
             reply = client.call(command, offset, length)
             eq(reply.error, nbd.OK, "command")
             eq(shim.calls(Shim.ALLOCATE) - before, pieces, "pieces")
+        # One that comes during the first piece is done before the next.
+        shim.shut_gate(Shim.ALLOCATE)
+        trim = client.post(nbd.CMD_TRIM, 0, 300 * MIB)
+        shim.wait_held(Shim.ALLOCATE)
+        write = client.post_write(400 * MIB + 5, pattern(1000))
+        client.read(0, 512)   # by now it waits
+        shim.open_gate(Shim.ALLOCATE)
+        eq([client.reply().cookie for _ in range(2)], [write, trim],
+           "the order of the replies")
 
 
 @case

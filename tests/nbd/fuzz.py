@@ -165,7 +165,7 @@ def fuzz(box, make, count):
         if i % 20 == 0:
             sane.check()
         if i == warm_up:
-            fds, rss = server.fds(), server.peak_rss()
+            fds, rss = server.fds(), server.rss()
     server.wait_fds(fds)
     sane.check()
     if not is_instrumented():

@@ -44,6 +44,7 @@ def idle_clients_are_dropped_at_once(box):
         server.stop(number)
         for client in clients:
             client.expect_eof()
+        assert "dropping it" not in server.output(), server.output()
 
 
 @case

@@ -391,7 +391,8 @@ def the_service_managers_variables_are_not_trusted(box):
 @case
 def dead_sockets_do_not_count_as_connections(box):
     """Clients that vanish at once, by the hundred, on TCP with a reset."""
-    server = box.disk_server(unix=False, tcp=["127.0.0.1"])
+    server = box.disk_server(unix=False, tcp=["127.0.0.1"],
+                             options=["--max-connections", 100])
     linger = b"\1\0\0\0\0\0\0\0"   # on, 0 seconds: close() resets
     for _ in range(300):
         with connect(server.address()) as sock:

@@ -51,11 +51,21 @@ static void *post_until_stopped(void *opaque)
     return NULL;
 }
 
+static void join_posters(Stopping *s, pthread_t *posters)
+{
+    store_release(&s->stop, 1);
+    for (int k = 0; k < POSTERS; k++) {
+        CHECK_EQ(pthread_join(posters[k], NULL), 0);
+    }
+}
+
+/* In every other round they stop before, and what comes last must not be lost,
+ * as nothing comes after it. */
 TEST(stopped_while_others_post)
 {
     for (unsigned long i = 0; i < harness_load(100); i++) {
         pthread_t posters[POSTERS];
-        Stopping s = {0};
+        Stopping s = {0}, last = {0};
         IOThread *iothread;
 
         CHECK_EQ(iothread_new(&iothread, "stops", NULL), 0);
@@ -67,10 +77,15 @@ TEST(stopped_while_others_post)
         while (load_acquire(&s.ran) < 3) {
             sched_yield();
         }
+        if (i % 2) {
+            join_posters(&s, posters);
+            aio_bh_schedule_oneshot(s.ctx, count_run, &last);
+        }
         CHECK_EQ(iothread_stop(iothread), 0);
-        store_release(&s.stop, 1);
-        for (int k = 0; k < POSTERS; k++) {
-            CHECK_EQ(pthread_join(posters[k], NULL), 0);
+        if (i % 2) {
+            CHECK_EQ(last.ran, 1);
+        } else {
+            join_posters(&s, posters);
         }
         CHECK(load_acquire(&s.ran) <= load_acquire(&s.posted) + POSTERS);
         iothread_unref(iothread);

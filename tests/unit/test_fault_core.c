@@ -357,6 +357,7 @@ TEST(a_coroutine_fails_cleanly_for_want_of_a_slab)
 
         stack_size = size;
         for (unsigned nth = 1; nth < NTH_MOST; nth++) {
+            uint64_t blocks = live_blocks();
             Coroutine *co = NULL;
 
             os_fault_arm(nth, ENOMEM, "alloc");
@@ -367,6 +368,9 @@ TEST(a_coroutine_fails_cleanly_for_want_of_a_slab)
             }
             CHECK(os_fault_fired());
             CHECK(co == NULL);
+            /* The one that failed is counted; and what describes slabs stays,
+             * for the next. */
+            CHECK(live_blocks() <= blocks + 1 + (nth > 1));
             failed = true;
         }
         CHECK(failed);

@@ -268,6 +268,7 @@ TEST(nobody_spins_for_a_holder_on_his_own_thread)
     Job job = {.mutex = &mutex};
     Coroutine *co;
 
+    os_one_cpu = false;
     here_open();
     co = begin(lock_once, &holder);
     mutex.spins_ = 50;
@@ -297,6 +298,7 @@ TEST(nobody_spins_for_an_arrival_on_his_own_thread)
     Job job = {.mutex = &mutex};
     Coroutine *co;
 
+    os_one_cpu = false;
     here_open();
     co = begin(lock_anew, &mutex);
     begin(lock_once, &job);

@@ -507,13 +507,17 @@ TEST(a_late_event_is_harmless)
     AioContext *ctx = attach_new();
     unsigned runs = 0;
     AioBH *bh = aio_bh_new(ctx, count, &runs);
+    int64_t begin_ns;
 
     os_event_set(ctx->event);
     CHECK(!aio_poll(ctx, true));
-    run_in_thread(schedule_idle, bh); /* ends the next in 10 ms */
+    begin_ns = aio_clock_ns(AIO_CLOCK_MONOTONIC);
+    run_in_thread(schedule_idle, bh);
     while (runs < 1) {
         CHECK(!aio_poll(ctx, true));
     }
+    /* It ran because its time had come, not as the event was still set. */
+    CHECK(aio_clock_ns(AIO_CLOCK_MONOTONIC) - begin_ns >= 10000000);
     aio_bh_delete(bh);
     aio_context_unref(ctx);
 }

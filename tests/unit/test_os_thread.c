@@ -447,6 +447,34 @@ TEST(bounds_that_are_not_told_are_none)
     CHECK_EQ(size, 0);
 }
 
+/* What is found out when the program begins. */
+TEST(the_only_processor_is_known_as_such)
+{
+    int status;
+    pid_t child;
+    cpu_set_t one;
+
+    if (getenv("COAIO_TEST_ON_ONE")) {
+        CHECK(os_one_cpu);
+        return;
+    }
+    child = fork();
+    if (child == 0) {
+        CPU_ZERO(&one);
+        CPU_SET(some_cpu(), &one);
+        CHECK_EQ(sched_setaffinity(0, sizeof(one), &one), 0);
+        CHECK_EQ(setenv("COAIO_TEST_ON_ONE", "1", 1), 0);
+        execl("/proc/self/exe", "test_os_thread", "--no-fork",
+              "the_only_processor_is_known_as_such", (char *)NULL);
+        _exit(99);
+    }
+    CHECK_EQ(waitpid(child, &status, 0), child);
+    if (status == 99 << 8) {
+        SKIP("there is no /proc/self/exe");
+    }
+    CHECK_EQ(status, 0);
+}
+
 TEST(cpus_are_counted_as_far_as_they_may_be_used)
 {
     unsigned all = os_cpu_count();

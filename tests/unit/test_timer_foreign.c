@@ -219,6 +219,19 @@ TEST(deleting_an_armed_one_leaves_nothing_behind)
     loop_thread_stop(&home);
 }
 
+/* Wait until a deletion has asked the home thread of ctx. */
+static void await_request(AioContext *ctx)
+{
+    bool asked = false;
+
+    while (!asked) {
+        os_mutex_lock(&ctx->lock);
+        asked = !list_empty(&ctx->timers.deletions);
+        os_mutex_unlock(&ctx->lock);
+        sched_yield();
+    }
+}
+
 static void delete_it(void *opaque)
 {
     Foreign *f = opaque;
@@ -239,23 +252,11 @@ TEST(deleting_waits_for_the_callback)
     aio_timer_mod_ns(&f.timer, 1);
     gate_pass(&f.began);
     bare_thread_start(&deleter, delete_it, &f);
+    await_request(home.ctx);
     gate_open(&f.go_on);
     bare_thread_join(&deleter);
     CHECK_EQ(f.runs, 1);
     loop_thread_stop(&home);
-}
-
-/* Wait until a deletion has asked the home thread of ctx. */
-static void await_request(AioContext *ctx)
-{
-    bool asked = false;
-
-    while (!asked) {
-        os_mutex_lock(&ctx->lock);
-        asked = !list_empty(&ctx->timers.deletions);
-        os_mutex_unlock(&ctx->lock);
-        sched_yield();
-    }
 }
 
 TEST(deleting_waits_for_a_callback_that_polls)
@@ -358,7 +359,11 @@ TEST(deleting_ends_one_that_arms_itself_for_ever)
     for (unsigned long i = 0; i < harness_load(200); i++) {
         aio_timer_init(&f.timer, home.ctx, AIO_CLOCK_MONOTONIC, run_always,
                        &f);
+        runs = load_acquire(&f.runs);
         aio_timer_mod_ns(&f.timer, 1);
+        while (load_acquire(&f.runs) == runs) {
+            sched_yield();
+        }
         aio_timer_del(&f.timer);
         runs = load_acquire(&f.runs);
         memset(&f.timer, 0xff, sizeof(f.timer));

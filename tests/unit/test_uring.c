@@ -17,6 +17,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -491,8 +492,12 @@ TEST(a_full_queue_is_emptied)
     };
     static unsigned ran[N];
     static int copies[N];
+    struct rlimit limit;
     int fds[2];
 
+    CHECK_EQ(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    limit.rlim_cur = limit.rlim_max;
+    CHECK_EQ(setrlimit(RLIMIT_NOFILE, &limit), 0);
     begin();
     open_pair(fds);
     poke(fds[1]);

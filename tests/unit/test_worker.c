@@ -370,6 +370,7 @@ static int blocked_signals(void *opaque)
 
     (void)opaque;
     CHECK_EQ(pthread_sigmask(SIG_BLOCK, NULL, &set), 0);
+    CHECK(aio_context_current() == NULL);
     return sigismember(&set, SIGTERM) && sigismember(&set, SIGUSR1) &&
            sigismember(&set, SIGALRM);
 }
