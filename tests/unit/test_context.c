@@ -511,6 +511,9 @@ TEST(a_busy_loop_can_be_told_to_sleep)
 
         CHECK_EQ(aio_context_set_poll_params(busy.ctx, max, 2, 0), 0);
         loop_flush(busy.ctx);
+        while (max == 0 && load_relaxed(&busy.ctx->wake) != WAKE_SLEEPING) {
+            sched_yield();
+        }
     }
     aio_bh_schedule_oneshot(busy.ctx, stop_busy, &busy);
     bare_thread_join(&thread);
@@ -662,6 +665,42 @@ TEST(busy_polling_grows_to_its_limit_and_not_beyond)
         }
     }
     CHECK_EQ(ctx->poll_ns, INT64_MAX);
+    aio_context_unref(ctx);
+}
+
+static void wait_with_a_timer(AioContext *ctx, int64_t ns)
+{
+    AioTimer timer;
+
+    aio_timer_init(&timer, ctx, AIO_CLOCK_MONOTONIC, nothing, NULL);
+    aio_timer_mod_ns(&timer, os_clock_monotonic_ns() + ns);
+    while (aio_timer_pending(&timer)) {
+        aio_poll(ctx, true);
+    }
+}
+
+/* What came soon after the loop had fallen asleep would have been found. */
+TEST(busy_polling_begins_with_nothing_and_grows_by_its_factor)
+{
+    AioContext *ctx = new_named("busy");
+    int64_t before;
+
+    aio_context_attach(ctx);
+    CHECK_EQ(aio_context_set_poll_params(ctx, MINUTE, 3, 0), 0);
+    aio_poll(ctx, false);
+    CHECK_EQ(ctx->poll_ns, 0);
+    wait_with_a_timer(ctx, 2000000);
+    before = ctx->poll_ns;
+    CHECK(before > 0);
+    for (int i = 0; i < 3; i++) {
+        /* Far longer than it polls for. */
+        wait_with_a_timer(ctx, 2000000);
+        CHECK_EQ(ctx->poll_ns, 3 * before);
+        before = ctx->poll_ns;
+    }
+    CHECK_EQ(aio_context_set_poll_params(ctx, 1, 2, 0), 0);
+    wait_with_a_timer(ctx, 2000000);
+    CHECK(ctx->poll_ns <= 1);
     aio_context_unref(ctx);
 }
 

@@ -279,10 +279,86 @@ static void call_install_overflow_handler(void)
     aio_install_overflow_handler();
 }
 
+static void call_set_fd_handler(void)
+{
+    aio_set_fd_handler(ctx, STDIN_FILENO, NULL, NULL, NULL, NULL, NULL);
+}
+
+static AioTimer timer;
+
+static void call_timer_mod(void)
+{
+    aio_timer_mod_ns(&timer, INT64_MAX);
+}
+
+static void call_timer_del(void)
+{
+    aio_timer_del(&timer);
+}
+
+static void call_wait_while(void)
+{
+    aio_wait_while(ctx, false);
+}
+
+static void call_wait_kick(void)
+{
+    aio_wait_kick();
+}
+
+static void call_wait_bh_oneshot(void)
+{
+    aio_wait_bh_oneshot(ctx, nothing, NULL);
+}
+
+static void call_coroutine_entered(void)
+{
+    coroutine_entered(parked);
+}
+
+static void call_coroutine_name(void)
+{
+    coroutine_name(parked);
+}
+
+static IOThread *parents;
+
+static void call_iothread_ref(void)
+{
+    iothread_ref(parents);
+}
+
+static void call_iothread_context(void)
+{
+    iothread_context(parents);
+}
+
+static void call_iothread_stop(void)
+{
+    iothread_stop(parents);
+}
+
+static void call_iothread_unref(void)
+{
+    iothread_unref(parents);
+}
+
 static const struct {
     void (*call)(void);
     const char *name;
 } calls[] = {
+    {call_set_fd_handler, "aio_set_fd_handler"},
+    {call_timer_mod, "aio_timer_mod_ns"},
+    {call_timer_del, "aio_timer_del"},
+    {call_wait_while, "aio_wait_while"},
+    {call_wait_kick, "aio_wait_kick"},
+    {call_wait_bh_oneshot, "aio_wait_bh_oneshot"},
+    {call_coroutine_entered, "coroutine_entered"},
+    {call_coroutine_name, "coroutine_name"},
+    {call_iothread_ref, "iothread_ref"},
+    {call_iothread_context, "iothread_context"},
+    {call_iothread_stop, "iothread_stop"},
+    {call_iothread_unref, "iothread_unref"},
     {call_install_overflow_handler, "aio_install_overflow_handler"},
     {call_semaphore_release, "co_semaphore_release"},
     {call_semaphore_try_acquire, "co_semaphore_try_acquire"},
@@ -324,6 +400,8 @@ TEST(every_call_in_a_child_is_refused)
     fresh = coroutine_create(nothing, NULL);
     parked = coroutine_create(park, NULL);
     coroutine_enter(parked);
+    aio_timer_init(&timer, ctx, AIO_CLOCK_MONOTONIC, nothing, NULL);
+    CHECK_EQ(iothread_new(&parents, "parent's", NULL), 0);
     CHECK_EQ(aio_install_overflow_handler(), 0); /* again is no exception */
     for (unsigned i = 0; i < sizeof(calls) / sizeof(calls[0]); i++) {
         check_refused(calls[i].call, calls[i].name);
@@ -334,6 +412,8 @@ TEST(every_call_in_a_child_is_refused)
     aio_bh_schedule(bh);
     CHECK(aio_poll(ctx, true));
     aio_bh_delete(bh);
+    CHECK_EQ(iothread_stop(parents), 0);
+    iothread_unref(parents);
     aio_context_unref(ctx);
 }
 
@@ -370,9 +450,35 @@ static void call_co_rwlock_rdlock(void)
     co_rwlock_rdlock(&rwlock);
 }
 
+static void call_co_mutex_unlock(void)
+{
+    co_mutex_unlock(&mutex);
+}
+
+/* Each call of io.h begins in the same way. */
+
+static void call_co_send(void)
+{
+    co_send(STDERR_FILENO, "", 0, 0);
+}
+
+static void call_co_close(void)
+{
+    co_close(STDIN_FILENO);
+}
+
+static void call_co_sleep_ns(void)
+{
+    co_sleep_ns(0);
+}
+
 static void fork_inside(void *opaque)
 {
     (void)opaque;
+    check_refused(call_co_mutex_unlock, "co_mutex_unlock");
+    check_refused(call_co_send, "co_send");
+    check_refused(call_co_close, "co_close");
+    check_refused(call_co_sleep_ns, "co_sleep_ns");
     check_refused(call_co_mutex_lock, "co_mutex_lock");
     check_refused(call_co_mutex_trylock, "co_mutex_trylock");
     check_refused(call_co_rwlock_rdlock, "co_rwlock_rdlock");

@@ -7,6 +7,7 @@
 
 #include "go.h"
 #include "loop/wait.h"
+#include "loopthread.h"
 #include "os/fault.h"
 
 #include <coaio/fd.h>
@@ -14,8 +15,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 typedef struct Peer {
@@ -575,6 +579,59 @@ TEST(without_a_home_the_thread_blocks)
     CHECK(reader.done);
     CHECK_EQ(reader.result, 4);
     close_pair(fds);
+}
+
+/* Whether thread tid of this process sleeps. */
+static bool sleeps(pid_t tid)
+{
+    char name[64], state = 0;
+    FILE *stat;
+
+    snprintf(name, sizeof(name), "/proc/self/task/%d/stat", (int)tid);
+    stat = fopen(name, "re");
+    CHECK(stat != NULL);
+    CHECK_EQ(fscanf(stat, "%*d (%*[^)]) %c", &state), 1);
+    fclose(stat);
+    return state == 'S';
+}
+
+typedef struct Late {
+    pid_t reader;
+    int fd;
+} Late;
+
+static void write_when_it_sleeps(void *opaque)
+{
+    Late *late = opaque;
+
+    while (!sleeps(late->reader)) {
+        sched_yield();
+    }
+    put(late->fd, "late");
+}
+
+/* Until there is something. */
+TEST(without_a_home_the_thread_waits)
+{
+    BareThread writer;
+    Peer reader;
+    Late late;
+    int fds[2];
+
+    for (int nonblocking = 0; nonblocking < 2; nonblocking++) {
+        pair(fds, SOCK_STREAM);
+        if (nonblocking) {
+            set_nonblocking(fds[0]);
+        }
+        late = (Late){(pid_t)syscall(SYS_gettid), fds[1]};
+        reader = peer_of(fds[0]);
+        bare_thread_start(&writer, write_when_it_sleeps, &late);
+        go(read_once, &reader);
+        CHECK(reader.done);
+        CHECK_EQ(reader.result, 4);
+        bare_thread_join(&writer);
+        close_pair(fds);
+    }
 }
 
 /* --- misuse ---------------------------------------------------------------*/

@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What an engine reports of descriptors whose handlers have gone, and of those
+ * of which it has nothing to report but an end: the loop sleeps, or a handler
+ * runs, on each engine.
+ */
+#include "engines.h"
+#include "harness.h"
+#include "loop/context.h"
+#include "loop/fd_int.h"
+#include "os/clock.h"
+
+#include <coaio/fd.h>
+#include <coaio/timer.h>
+#include <fcntl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+static AioContext *ctx;
+
+static void begin(const char *engine)
+{
+    ctx = context_on(engine);
+    aio_context_attach(ctx);
+}
+
+static void end(void)
+{
+    aio_context_unref(ctx);
+}
+
+static void count(void *opaque)
+{
+    ++*(unsigned *)opaque;
+}
+
+static void watch(int fd, AioFdFunc *on_read, AioFdFunc *on_write, void *opaque)
+{
+    CHECK_EQ(aio_set_fd_handler(ctx, fd, on_read, on_write, NULL, NULL, opaque),
+             0);
+}
+
+static void unwatch(int fd)
+{
+    watch(fd, NULL, NULL, NULL);
+}
+
+/* Passes until a timer has fired: the loop sleeps that long. */
+static void check_sleeps(void)
+{
+    unsigned fired = 0, passes = 0;
+    AioTimer timer;
+
+    aio_timer_init(&timer, ctx, AIO_CLOCK_MONOTONIC, count, &fired);
+    aio_timer_mod_ns(&timer, os_clock_monotonic_ns() + 20000000);
+    while (fired == 0) {
+        aio_poll(ctx, true);
+        passes++;
+    }
+    CHECK(passes <= 10); /* epoll learns from four reports in vain */
+}
+
+/* --- handlers that have gone ----------------------------------------------*/
+
+/*
+ * There is another one, without which nobody would ask the engine.  Readable
+ * afterwards, or closed; with or without a duplicate that keeps it open.
+ */
+static void check_removed(const char *engine, bool duplicate, bool closes_first,
+                          bool closes)
+{
+    unsigned ran = 0;
+    int fds[2], quiet[2], copy = -1;
+
+    begin(engine);
+    CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
+    CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, quiet), 0);
+    watch(quiet[0], count, NULL, &ran);
+    watch(fds[0], count, NULL, &ran);
+    CHECK(!aio_poll(ctx, false)); /* now the engine has it */
+    if (duplicate) {
+        copy = dup(fds[0]);
+        CHECK(copy >= 0);
+    }
+    if (closes_first) {
+        close(fds[0]);
+    }
+    unwatch(fds[0]);
+    if (closes && !closes_first) {
+        close(fds[0]);
+    }
+    if (!closes || duplicate) {
+        CHECK_EQ(write(fds[1], "x", 1), 1);
+    }
+    check_sleeps();
+    CHECK_EQ(ran, 0);
+    unwatch(quiet[0]);
+    if (!closes) {
+        close(fds[0]);
+    }
+    if (copy >= 0) {
+        close(copy);
+    }
+    close(fds[1]);
+    close(quiet[0]);
+    close(quiet[1]);
+    end();
+}
+
+ON_EACH_ENGINE(one_that_was_removed)
+{
+    check_removed(engine, false, false, false);
+}
+
+ON_EACH_ENGINE(one_that_was_removed_and_its_descriptor_closed)
+{
+    check_removed(engine, false, false, true);
+}
+
+ON_EACH_ENGINE(one_that_was_removed_with_a_duplicate_left)
+{
+    check_removed(engine, true, false, true);
+}
+
+ON_EACH_ENGINE(one_that_was_removed_after_closing_with_a_duplicate_left)
+{
+    check_removed(engine, true, true, true);
+}
+
+/* Misuse, which is said once, and costs no pass after that. */
+ON_EACH_ENGINE(one_whose_descriptor_is_closed_under_it)
+{
+    unsigned ran = 0;
+    int fds[2], quiet[2];
+
+    begin(engine);
+    CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
+    CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, quiet), 0);
+    watch(quiet[0], count, NULL, &ran);
+    watch(fds[0], count, NULL, &ran);
+    CHECK(!aio_poll(ctx, false));
+    close(fds[0]);
+    check_sleeps();
+    CHECK_EQ(ran, 0);
+    unwatch(fds[0]);
+    unwatch(quiet[0]);
+    close(fds[1]);
+    close(quiet[0]);
+    close(quiet[1]);
+    end();
+}
+
+/* --- nothing but an end ---------------------------------------------------*/
+
+/* Of a pipe whose writers have gone poll(2) says POLLHUP alone. */
+ON_EACH_ENGINE(a_hangup_alone_runs_the_reader)
+{
+    unsigned ran = 0;
+    int fds[2];
+
+    begin(engine);
+    CHECK_EQ(pipe2(fds, O_CLOEXEC), 0);
+    watch(fds[0], count, NULL, &ran);
+    CHECK(!aio_poll(ctx, false));
+    close(fds[1]);
+    CHECK(aio_poll(ctx, true));
+    CHECK_EQ(ran, 1);
+    unwatch(fds[0]);
+    close(fds[0]);
+    end();
+}
+
+/* And of a full one whose readers have, POLLERR. */
+ON_EACH_ENGINE(an_error_alone_runs_the_writer)
+{
+    static const char block[4096];
+    unsigned ran = 0;
+    int fds[2];
+
+    begin(engine);
+    CHECK_EQ(pipe2(fds, O_CLOEXEC | O_NONBLOCK), 0);
+    while (write(fds[1], block, sizeof(block)) > 0) {
+    }
+    watch(fds[1], NULL, count, &ran);
+    CHECK(!aio_poll(ctx, false));
+    close(fds[0]);
+    CHECK(aio_poll(ctx, true));
+    CHECK_EQ(ran, 1);
+    unwatch(fds[1]);
+    close(fds[1]);
+    end();
+}
+
+TEST_MAIN()
