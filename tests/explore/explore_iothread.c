@@ -209,20 +209,30 @@ static void stop_under_a_coroutine(void)
     iothread_unref(iothread);
 }
 
-static void take_away(void)
+static void begin_own(void)
 {
     CHECK_EQ(aio_context_new(&own, NULL), 0);
     aio_context_attach(own);
     explore_begin();
-    aio_co_schedule(own, parked);
+}
+
+static void end_own_when_it_ran(void)
+{
     while (!ran) {
         aio_poll(own, true);
     }
-    CHECK(resumed_in == own);
     explore_end();
     while (aio_poll(own, false)) {
     }
     aio_context_unref(own);
+}
+
+static void take_away(void)
+{
+    begin_own();
+    aio_co_schedule(own, parked);
+    end_own_when_it_ran();
+    CHECK(resumed_in == own);
 }
 
 EXPLORE(stopped_while_one_is_taken_away,
@@ -254,6 +264,7 @@ static void coroutine_fn park_and_wait(void *opaque)
 {
     (void)opaque;
     coroutine_yield();
+    resumed_in = aio_context_current();
     wait_for_one();
     wait_for_one(); /* with a record that lies where that of the first was */
     ran = true;
@@ -278,23 +289,8 @@ static void stop_under_one_that_waits(void)
     iothread_unref(iothread);
 }
 
-static void take_away_to_wait(void)
-{
-    CHECK_EQ(aio_context_new(&own, NULL), 0);
-    aio_context_attach(own);
-    explore_begin();
-    aio_co_schedule(own, parked);
-    while (!ran) {
-        aio_poll(own, true);
-    }
-    explore_end();
-    while (aio_poll(own, false)) {
-    }
-    aio_context_unref(own);
-}
-
 EXPLORE(stopped_while_one_is_taken_away_and_waits,
-        .threads = {stop_under_one_that_waits, take_away_to_wait},
+        .threads = {stop_under_one_that_waits, take_away},
         .marks = {"iothread: coroutines are left"},
         .mutants = {
             {MUTANT_IOTHREAD_HOME_FIRST, "crash", "note_one", true}})
@@ -343,17 +339,9 @@ static void stop_under_another(void)
 
 static void send_there(void)
 {
-    CHECK_EQ(aio_context_new(&own, NULL), 0);
-    aio_context_attach(own);
-    explore_begin();
+    begin_own();
     coroutine_enter(coroutine_create(wait_and_come, NULL));
-    while (!ran) {
-        aio_poll(own, true);
-    }
-    explore_end();
-    while (aio_poll(own, false)) {
-    }
-    aio_context_unref(own);
+    end_own_when_it_ran();
 }
 
 EXPLORE(stopped_while_one_comes,

@@ -5,18 +5,11 @@
  * runs, on each engine.
  */
 #include "engines.h"
-#include "harness.h"
-#include "loop/context.h"
-#include "loop/fd_int.h"
 #include "os/clock.h"
+#include "watch.h"
 
-#include <coaio/fd.h>
 #include <coaio/timer.h>
 #include <fcntl.h>
-#include <sys/socket.h>
-#include <unistd.h>
-
-static AioContext *ctx;
 
 static void begin(const char *engine)
 {
@@ -27,22 +20,6 @@ static void begin(const char *engine)
 static void end(void)
 {
     aio_context_unref(ctx);
-}
-
-static void count(void *opaque)
-{
-    ++*(unsigned *)opaque;
-}
-
-static void watch(int fd, AioFdFunc *on_read, AioFdFunc *on_write, void *opaque)
-{
-    CHECK_EQ(aio_set_fd_handler(ctx, fd, on_read, on_write, NULL, NULL, opaque),
-             0);
-}
-
-static void unwatch(int fd)
-{
-    watch(fd, NULL, NULL, NULL);
 }
 
 /* Passes until a timer has fired: the loop sleeps that long. */
@@ -73,8 +50,8 @@ static void check_removed(const char *engine, bool duplicate, bool closes_first,
     int fds[2], quiet[2], copy = -1;
 
     begin(engine);
-    CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
-    CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, quiet), 0);
+    open_pair(fds);
+    open_pair(quiet);
     watch(quiet[0], count, NULL, &ran);
     watch(fds[0], count, NULL, &ran);
     CHECK(!aio_poll(ctx, false)); /* now the engine has it */
@@ -90,7 +67,7 @@ static void check_removed(const char *engine, bool duplicate, bool closes_first,
         close(fds[0]);
     }
     if (!closes || duplicate) {
-        CHECK_EQ(write(fds[1], "x", 1), 1);
+        poke(fds[1]);
     }
     check_sleeps();
     CHECK_EQ(ran, 0);
@@ -102,8 +79,7 @@ static void check_removed(const char *engine, bool duplicate, bool closes_first,
         close(copy);
     }
     close(fds[1]);
-    close(quiet[0]);
-    close(quiet[1]);
+    close_pair(quiet);
     end();
 }
 
@@ -134,8 +110,8 @@ ON_EACH_ENGINE(one_whose_descriptor_is_closed_under_it)
     int fds[2], quiet[2];
 
     begin(engine);
-    CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
-    CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, quiet), 0);
+    open_pair(fds);
+    open_pair(quiet);
     watch(quiet[0], count, NULL, &ran);
     watch(fds[0], count, NULL, &ran);
     CHECK(!aio_poll(ctx, false));
@@ -145,8 +121,7 @@ ON_EACH_ENGINE(one_whose_descriptor_is_closed_under_it)
     unwatch(fds[0]);
     unwatch(quiet[0]);
     close(fds[1]);
-    close(quiet[0]);
-    close(quiet[1]);
+    close_pair(quiet);
     end();
 }
 

@@ -10,6 +10,7 @@
 #include "os/fault.h"
 #include "os/valgrind.h"
 #include "seccomp.h"
+#include "watch.h"
 
 #include <coaio/bh.h>
 #include <coaio/fd.h>
@@ -24,43 +25,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-static AioContext *ctx;
-
 static void nothing(void *opaque)
 {
     (void)opaque;
-}
-
-static void open_pair(int fds[2])
-{
-    CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, fds), 0);
-}
-
-static void close_pair(const int fds[2])
-{
-    close(fds[0]);
-    close(fds[1]);
-}
-
-static void count(void *opaque)
-{
-    ++*(unsigned *)opaque;
-}
-
-static void poke(int fd)
-{
-    CHECK_EQ(write(fd, "x", 1), 1);
-}
-
-static void watch(int fd, AioFdFunc *on_read, AioFdFunc *on_write, void *opaque)
-{
-    CHECK_EQ(aio_set_fd_handler(ctx, fd, on_read, on_write, NULL, NULL, opaque),
-             0);
-}
-
-static void unwatch(int fd)
-{
-    watch(fd, NULL, NULL, NULL);
 }
 
 /* Skip the case where io_uring is not what nobody's wish means. */
