@@ -40,11 +40,11 @@
     each(FD_WAIT_LINK_FIRST, "fd-wait-link-first")                            \
     each(FD_WOKEN_BEFORE_DROP, "fd-woken-before-drop")                        \
     each(HANDLER_EDIT_IN_PLACE, "handler-edit-in-place")                      \
+    each(IOTHREAD_HOME_FIRST, "iothread-home-first")                          \
     each(IOTHREAD_NO_LAST_PASS, "iothread-no-last-pass")                      \
+    each(IOTHREAD_ONE_LOOK, "iothread-one-look")                              \
     each(IOTHREAD_STARTED_RELAXED, "iothread-started-relaxed")                \
     each(IOTHREAD_STOP_UNLOCKED, "iothread-stop-unlocked")                    \
-    each(IOTHREAD_HOME_FIRST, "iothread-home-first")                          \
-    each(IOTHREAD_ONE_LOOK, "iothread-one-look")                              \
     each(IOTHREAD_STOPPING_LATE, "iothread-stopping-late")                    \
     each(MUTEX_HOLDER_LATE, "mutex-holder-late")                              \
     each(MUTEX_NO_FENCE_LOCK, "mutex-no-fence-lock")                          \
