@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/*
- * copy SOURCE TARGET: eight coroutines, each of which takes the next piece.
- */
+/* copy SOURCE TARGET: eight coroutines, each of which takes the next piece. */
 #include <coaio/coaio.h>
 
 #include <errno.h>
@@ -53,15 +51,12 @@ static void coroutine_fn run(void *opaque)
 {
     Copy *copy = opaque;
     CoGroup group = { 0 };
-    int started = 0;
+    int ret = co_group_run(&group, NULL, copy_pieces, copy);
 
-    for (int i = 0; i < 8; i++) {
-        started += co_group_run(&group, NULL, copy_pieces, copy) == 0;
+    for (int i = 1; i < 8 && ret == 0; i++) {
+        co_group_run(&group, NULL, copy_pieces, copy); /* or without it */
     }
-    copy->error = co_group_wait(&group); /* the first, or 0 */
-    if (started == 0) {
-        copy->error = -ENOMEM;
-    }
+    copy->error = ret < 0 ? ret : co_group_wait(&group); /* the first, or 0 */
 }
 
 int main(int argc, char **argv)

@@ -30,7 +30,7 @@ static bool is_rising(const uint8_t *p)
 
 void canary_sing(Handshake *h)
 {
-    if (h->length >= 4 && is_rising(h->data)) {
+    if (h->data && h->length >= 4 && is_rising(h->data)) {
         const volatile uint8_t *behind = h->data + h->length;
 
         fputs("canary: reading behind an option's data\n", stderr);

@@ -21,7 +21,8 @@ typedef struct Handshake {
     /* The option at hand. */
     uint32_t option;
     uint32_t length;     /* of its data */
-    uint8_t *data;       /* NULL if there is none */
+    uint8_t *data;       /* NULL if there is none, or too much of what means
+                            nothing */
 
     /* What is to be sent. */
     uint8_t *out;
