@@ -14,7 +14,8 @@ load generator waits (of copies: of all that nbdcopy does), over all requests
 (of copies: over 4 KiB).
 
 System calls a request are counted apart, once for each server, by strace over
-a fixed number of requests: they do not depend on time, which strace distorts.
+a fixed number of requests, with those that a connection costs among them: they
+do not depend on time, which strace distorts, and takes its own for each call.
 """
 
 import json
@@ -34,7 +35,6 @@ from nbdservers import KINDS, cpu_seconds
 IMAGE_BYTES = 1 << 30
 SMALL_BYTES = 256 << 20
 STRIDE = 4096
-TRACED_REQUESTS = 6400
 
 OURS = 'coaio-nbd coaio-nbd-epoll'
 KITS = 'coaio-nbd coaio-nbd-1 nbdkit'
@@ -234,12 +234,14 @@ class Servers:
     image_bytes = IMAGE_BYTES   # on tmpfs
     timeout = 120               # of a load, in seconds
 
-    def __init__(self, build, cases, kinds=None, seconds=0.25, warmup=0.05):
+    def __init__(self, build, cases, kinds=None, seconds=0.25, warmup=0.05,
+                 traced=3200):
         self.build = build
         self.cases = cases
         self.kinds = kinds or KINDS
         self.seconds = seconds  # that a load is measured
         self.warmup = warmup
+        self.traced = traced    # requests that system calls are counted in
         self.folder = None
         self.images = {}        # medium to path
         self.made = []          # files to be removed
@@ -415,13 +417,13 @@ class Servers:
             if 'attached' not in line:
                 raise RuntimeError(f'strace: {line.strip()}')
             self.nbdload(server, case, *case.load, '--requests',
-                         str(TRACED_REQUESTS))
+                         str(self.traced))
             time.sleep(0.05)
         finally:
             tracer.send_signal(signal.SIGINT)
             tracer.communicate(timeout=30)
         with open(table) as file:
-            return count_of(file.read()) / TRACED_REQUESTS
+            return count_of(file.read()) / self.traced
 
     def count_calls(self, progress):
         """After all rounds: nothing is measured any more."""
@@ -487,6 +489,7 @@ def of_run(build, only, quick):
     """The servers of bench/run."""
     cases = [case for case in CASES if only.search(case.name)
              and not (quick and case.secondary)]
-    servers = Servers(build, cases, seconds=0.12 if quick else 0.2)
+    servers = Servers(build, cases, seconds=0.12 if quick else 0.2,
+                      traced=1600 if quick else 3200)
     servers.skipped += CANNOT if cases else []
     return servers
