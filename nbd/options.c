@@ -27,7 +27,7 @@
 #define MAX_CONNECTIONS     1000000
 #define MAX_HANDSHAKE       86400
 #define MAX_STOP            86400
-#define DEFAULT_BUSY_POLL   50
+#define DEFAULT_BUSY_POLL   100
 #define MAX_BUSY_POLL       1000000
 #define NS_PER_US           INT64_C(1000)
 #define NS_PER_SECOND       INT64_C(1000000000)
@@ -84,7 +84,7 @@ static const char help_text[] =
     "  --threads N               I/O threads (default: the number of cores)\n"
     "  --busy-poll MICROSECONDS  before it sleeps, a thread looks so long for\n"
     "                            requests, if they came as soon lately; 0 is\n"
-    "                            never (default: 50, or 0 on one core)\n"
+    "                            never (default: 100, or 0 on one core)\n"
     "  --max-connections N       turn away clients beyond these (1024)\n"
     "  --max-inflight BYTES      memory for the requests of one connection\n"
     "                            that are not answered yet (64M)\n"

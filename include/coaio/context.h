@@ -127,7 +127,8 @@ COAIO_API const char *aio_context_engine(const AioContext *ctx);
 
 /**
  * Busy polling: before it sleeps, a blocking pass may look for events for a
- * while without a system call, which makes wake-ups cheaper and burns CPU.
+ * while, which makes wake-ups cheaper and burns CPU that nobody else wants:
+ * between two looks it lets other threads run (sched_yield()).
  * The while adapts: it grows by the factor grow, up to max_ns, when an event
  * came soon after falling asleep, and shrinks by the factor shrink (0: to
  * nothing) when none came during it, so that an idle context sleeps.

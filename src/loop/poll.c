@@ -146,6 +146,8 @@ static bool busy_poll(AioContext *ctx, int64_t start, int64_t *timeout_ns)
             busy_turns(ctx, saw_idle)) {
             return true;
         }
+        /* Who is waited for may want this CPU. */
+        os_thread_yield();
         spent = os_clock_monotonic_ns() - start;
         if (*timeout_ns >= 0 && spent >= *timeout_ns) {
             return true;

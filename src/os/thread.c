@@ -419,6 +419,12 @@ void os_thread_detach(OsThreadHandle *handle)
     invariant(!error);
 }
 
+void os_thread_yield(void)
+{
+    os_count(OS_COUNT_SYSCALLS);
+    sched_yield();
+}
+
 /* --- locks ---------------------------------------------------------------- */
 
 void os_mutex_init(OsMutex *mutex)

@@ -122,6 +122,8 @@ int os_thread_start(OsThreadHandle *handle, const OsThreadStart *start);
 void os_thread_join(OsThreadHandle *handle);
 /* Let it end by itself; it is not joined. */
 void os_thread_detach(OsThreadHandle *handle);
+/* Let others run that wait for this CPU. */
+void os_thread_yield(void);
 
 /* Mutual exclusion between threads, for what is not hot.  Zeroed: unlocked. */
 typedef struct OsMutex {

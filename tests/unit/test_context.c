@@ -18,9 +18,11 @@
 #include <coaio/timer.h>
 #include <coaio/wake.h>
 #include <errno.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <time.h>
 #include <unistd.h>
 
 static AioContext *new_named(const char *name)
@@ -494,6 +496,44 @@ TEST(a_busy_loop_needs_no_notification)
     CHECK_EQ(os_counter(OS_COUNT_NOTIFICATIONS), before);
     aio_bh_schedule_oneshot(busy.ctx, stop_busy, &busy);
     bare_thread_join(&thread);
+    aio_context_unref(busy.ctx);
+}
+
+static int64_t cpu_time(clockid_t clock)
+{
+    struct timespec now;
+
+    CHECK_EQ(clock_gettime(clock, &now), 0);
+    return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
+
+/* Where it did not give way, each had half of the processor: who was waited
+ * for had to wait for the end of its time slice. */
+TEST(a_busy_loop_leaves_its_processor_to_others)
+{
+    const int64_t work_ns = 200000000;
+    Busy busy = {.ctx = new_named("busy")};
+    BareThread thread;
+    clockid_t clock;
+    cpu_set_t one;
+    int64_t before, taken;
+
+    CPU_ZERO(&one);
+    CPU_SET((size_t)sched_getcpu(), &one);
+    CHECK_EQ(sched_setaffinity(0, sizeof(one), &one), 0);
+    gate_init(&busy.ready);
+    bare_thread_start(&thread, poll_busily, &busy);
+    gate_pass(&busy.ready);
+    CHECK_EQ(pthread_getcpuclockid(thread.thread, &clock), 0);
+    taken = cpu_time(clock);
+    before = cpu_time(CLOCK_THREAD_CPUTIME_ID);
+    while (cpu_time(CLOCK_THREAD_CPUTIME_ID) < before + work_ns) {
+        continue;
+    }
+    taken = cpu_time(clock) - taken;
+    aio_bh_schedule_oneshot(busy.ctx, stop_busy, &busy);
+    bare_thread_join(&thread);
+    CHECK(taken < work_ns / 2);
     aio_context_unref(busy.ctx);
 }
 

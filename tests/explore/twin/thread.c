@@ -114,6 +114,11 @@ void os_thread_detach(OsThreadHandle *handle)
     machine->thread[handle->thread].detached = true;
 }
 
+/* Whoever calls it spins, too, which lets all others run. */
+void os_thread_yield(void)
+{
+}
+
 /* --- locks ----------------------------------------------------------------*/
 
 /* In the memory of a pthread_mutex_t; zeroed: free. */
