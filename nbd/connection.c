@@ -46,6 +46,9 @@
 /* ... or for so long while the server stops, is given up. */
 #define STOP_PATIENCE_NS (5 * NS_PER_SECOND)
 
+/* The fewest requests that are worth a send of their own. */
+#define HALF_LEAST 4
+
 /* How long, and for how many bytes, the end of a TCP stream is waited for. */
 #define LINGER_NS    NS_PER_SECOND
 #define LINGER_BYTES ((size_t)4 << 20)
@@ -146,11 +149,19 @@ void connection_stop(Connection *conn)
     shutdown(conn->fd, SHUT_RD); /* wakes the receiver */
 }
 
+/* Where the end of a batch that is larger than all before is, is not known. */
+bool connection_is_half(const Connection *conn, unsigned n)
+{
+    return n >= HALF_LEAST && n >= conn->deepest / 2 &&
+           conn->taken <= conn->deepest;
+}
+
 void coroutine_fn connection_give_way(Connection *conn)
 {
     bool corked = conn->corked;
 
     conn->turn = 0;
+    conn->begun = 0;
     conn->corked = false; /* receive.c, invariant 1 */
     reply_flush(conn);
     co_sleep_ns(0);

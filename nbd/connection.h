@@ -24,7 +24,9 @@
  *   A client that has many requests in flight gets the first half of the
  *   replies when they are ready: it works on them while the server makes the
  *   others.  All of them in one send would let either side sleep while the
- *   other works, and to wake up costs more than a second send.
+ *   other works, and to wake up costs more than a second send.  So that there
+ *   is a first half where no request is done at once (io_uring makes the reads
+ *   of a pass at its end), the receiver gives way when it has begun one.
  *
  * Turns
  *
@@ -128,7 +130,10 @@ struct Connection {
     Request **ready_tail;
     size_t ready_bytes;       /* queued since the last flush */
     unsigned n_ready;         /* replies, likewise */
+    uint64_t n_made;          /* replies, ever */
     unsigned taken;           /* requests since the last receive */
+    unsigned begun;           /* requests that were not done at once, since the
+                                 last receive, or since it gave way */
     unsigned deepest;         /* the most that were seen in flight */
     size_t sent;              /* bytes of the first one that are sent */
     uint64_t progress;        /* grows with every send */
@@ -169,6 +174,12 @@ int connection_start(ServerThread *thread, int fd, bool is_tcp, uint64_t id);
 void connection_stop(Connection *conn);
 
 /**
+ * Whether n of the requests that came together are half of what the client has
+ * in flight ("Batching").
+ */
+bool connection_is_half(const Connection *conn, unsigned n);
+
+/**
  * Let the loop make a pass, in which the others have their turn; what is ready
  * leaves.  The receiver.
  */
@@ -199,6 +210,11 @@ void input_clear(Connection *conn);
  */
 const uint8_t *coroutine_fn input_need(Connection *conn, size_t n);
 void input_take(Connection *conn, size_t n);
+
+/**
+ * Whether there is a request, or more, that was received and not used.
+ */
+bool input_waits(const Connection *conn);
 
 /**
  * Read n bytes to data, or read and forget them.

@@ -28,6 +28,7 @@
 #include <coaio/io.h>
 
 #include "log.h"
+#include "protocol.h"
 #include "request.h"
 #include "server.h"
 
@@ -125,6 +126,7 @@ static void note_depth(Connection *conn)
         conn->deepest = depth;
     }
     conn->taken = 0;
+    conn->begun = 0;
 }
 
 /* With a large buffer that is empty.  As co_recv(); but the buffer may be the
@@ -218,6 +220,11 @@ void input_take(Connection *conn, size_t n)
 {
     assert(n <= input_length(&conn->in));
     conn->in.start += n;
+}
+
+bool input_waits(const Connection *conn)
+{
+    return input_length(&conn->in) >= NBD_REQUEST_SIZE;
 }
 
 bool coroutine_fn input_read(Connection *conn, void *data, size_t n)

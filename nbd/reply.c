@@ -34,10 +34,8 @@
 /* Replies that one send takes at most; each has one or two parts. */
 #define SEND_MAX 128
 
-/* While corked, so many bytes are worth a send of their own, or so many
- * replies, if they are half of what the client has in flight. */
-#define SEND_BYTES   ((size_t)256 << 10)
-#define SEND_REPLIES 4
+/* So many bytes are worth a send of their own while others are made. */
+#define SEND_BYTES ((size_t)256 << 10)
 
 static size_t reply_length(const Request *req)
 {
@@ -198,14 +196,11 @@ void reply_flush(Connection *conn)
     }
 }
 
-/* Whether what is ready is worth a send while the receiver goes on.  Where
- * the end of a batch that is larger than all before is, is not known. */
+/* Whether what is ready is worth a send while others are made. */
 static bool worth_sending(const Connection *conn)
 {
     return conn->ready_bytes >= SEND_BYTES ||
-           (conn->n_ready >= SEND_REPLIES &&
-            conn->n_ready >= conn->deepest / 2 &&
-            conn->taken <= conn->deepest);
+           connection_is_half(conn, conn->n_ready);
 }
 
 /* Queues a reply that is complete (invariant 2). */
@@ -219,12 +214,11 @@ static void reply_ready(Request *req)
     conn->ready_tail = &req->next;
     conn->ready_bytes += reply_length(req);
     conn->n_ready++;
-    if (!conn->corked) {
-        if (!conn->sending) {
-            post_flush(conn);
-        }
-    } else if (worth_sending(conn)) {
+    conn->n_made++;
+    if (worth_sending(conn)) {
         reply_flush(conn);
+    } else if (!conn->corked && !conn->sending) {
+        post_flush(conn);
     }
 }
 

@@ -79,6 +79,21 @@ static bool coroutine_fn take_payload(Connection *conn, Request *req,
     return req->length == 0 || input_read(conn, req->buffer, req->length);
 }
 
+/* Starts it, and, with the first half of those that came together, lets the
+ * loop begin (connection.h, "Batching"). */
+static void coroutine_fn start(Connection *conn, Request *req)
+{
+    uint64_t made = conn->n_made;
+
+    request_start(req);
+    if (conn->n_made == made) {
+        conn->begun++;
+    }
+    if (connection_is_half(conn, conn->begun) && input_waits(conn)) {
+        connection_give_way(conn);
+    }
+}
+
 /* Takes in one request.  Returns whether there may be more. */
 static bool coroutine_fn take_request(Connection *conn, const uint8_t *header)
 {
@@ -106,7 +121,7 @@ static bool coroutine_fn take_request(Connection *conn, const uint8_t *header)
     } else if (req->payload) {
         reply_data(req);
     } else {
-        request_start(req);
+        start(conn, req);
     }
     return true;
 }

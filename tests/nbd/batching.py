@@ -15,10 +15,10 @@ from nbdtest import (KIB, MIB, Skip, case, eq, is_instrumented, main, note,
 COUNT = 64
 
 
-def counted(box, *exports, talk):
+def counted(box, *exports, talk, env=None):
     """Runs talk(client) with a recorded server; returns the conversation."""
     shim = box.shim(record=True)
-    server = box.server(*exports, shim=shim, options=["--threads", 1])
+    server = box.server(*exports, shim=shim, options=["--threads", 1], env=env)
     with nbd.Client(server.address()) as client:
         client.ready("disk")
         talk(client)
@@ -94,6 +94,19 @@ def small_reads_from_the_page_cache(box):
     conversation = counted(box, f"disk={image}",
                            talk=rounds_of(nbd.CMD_READ, 512))
     check_batched(conversation, 10, receives=1.5, sends=COUNT / 2)
+
+
+@case
+def reads_of_a_pass_leave_in_halves(box):
+    """The ring makes all reads that a pass has begun at its end.  All replies
+    left in one send, and the client slept meanwhile."""
+    image = box.image(size=16 * MIB, data=pattern(MIB))
+    conversation = counted(
+        box, f"disk={image}", talk=rounds_of(nbd.CMD_READ, 512),
+        env={"COAIO_URING_WITH": "reads", "COAIO_URING_WITHOUT": "sockets"})
+    check_batched(conversation, 10, receives=1.5, sends=3)
+    sent = len(transfers(conversation.sends, conversation))
+    assert sent >= 16, f"{sent} sends"
 
 
 @case
