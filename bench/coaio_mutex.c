@@ -17,6 +17,12 @@
 
 #include "bench.h"
 
+/* How long the I/O threads look for something to do before they sleep. */
+#ifndef BENCH_POLL_MAX_NS
+#define BENCH_POLL_MAX_NS 0
+#define BENCH_POLLING     "static; no busy polling"
+#endif
+
 enum { MAX_CONTENDERS = 100 };
 
 static CoMutex mutex;
@@ -139,6 +145,7 @@ static double threads_work(uint64_t count, unsigned threads, bool pin)
             .size = sizeof(options),
             .cpus = pin ? &core : NULL,
             .n_cpus = pin ? 1 : 0,
+            .poll_max_ns = BENCH_POLL_MAX_NS,
         };
 
         bench_check(!iothread_new(&all[i], "bench", &options),
@@ -190,7 +197,7 @@ static const BenchWorkload workloads[] = {
 int main(int argc, char **argv)
 {
     static const BenchProgram program = {
-        BENCH_RIVAL, BENCH_VERSION, "static; no busy polling", workloads,
+        BENCH_RIVAL, BENCH_VERSION, BENCH_POLLING, workloads,
     };
 
     return bench_main(argc, argv, &program);

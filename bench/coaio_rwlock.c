@@ -10,6 +10,12 @@
 
 #include "bench_rwlock.h"
 
+/* How long the I/O threads look for something to do before they sleep. */
+#ifndef BENCH_POLL_MAX_NS
+#define BENCH_POLL_MAX_NS 0
+#define BENCH_POLLING     "static; no busy polling"
+#endif
+
 enum {
     THREADS = 2,
     COROUTINES = 4 /* on each */
@@ -68,6 +74,7 @@ static IOThread *thread_on_core(unsigned which)
         .size = sizeof(options),
         .cpus = &core,
         .n_cpus = 1,
+        .poll_max_ns = BENCH_POLL_MAX_NS,
     };
     IOThread *thread;
 
@@ -108,7 +115,7 @@ int main(int argc, char **argv)
     static const BenchProgram program = {
         BENCH_RIVAL,
         BENCH_VERSION,
-        "static; no busy polling",
+        BENCH_POLLING,
         workloads,
     };
 
