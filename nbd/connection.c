@@ -47,7 +47,7 @@
 #define STOP_PATIENCE_NS (5 * NS_PER_SECOND)
 
 /* The fewest requests that are worth a send of their own. */
-#define HALF_LEAST 4
+#define HALF_LEAST 4U
 
 /* How long, and for how many bytes, the end of a TCP stream is waited for. */
 #define LINGER_NS    NS_PER_SECOND
@@ -152,8 +152,9 @@ void connection_stop(Connection *conn)
 /* Where the end of a batch that is larger than all before is, is not known. */
 bool connection_is_half(const Connection *conn, unsigned n)
 {
-    return n >= HALF_LEAST && n >= conn->deepest / 2 &&
-           conn->taken <= conn->deepest;
+    unsigned half = conn->deepest - conn->deepest / 2;
+
+    return n >= HALF_LEAST && n >= half && conn->taken <= conn->deepest;
 }
 
 void coroutine_fn connection_give_way(Connection *conn)

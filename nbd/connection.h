@@ -19,7 +19,7 @@
  *   connection is corked: replies queue.  Before the receiver waits for
  *   anything it uncorks, and what is ready leaves in one send.  Replies that
  *   become ready later, when requests come back from worker threads, are
- *   collected for one pass of the event loop.
+ *   collected for one pass of the event loop, or until they are half (below).
  *
  *   A client that has many requests in flight gets the first half of the
  *   replies when they are ready: it works on them while the server makes the
@@ -128,7 +128,7 @@ struct Connection {
     /* Replies that are ready. */
     Request *ready_head;
     Request **ready_tail;
-    size_t ready_bytes;       /* queued since the last flush */
+    size_t ready_bytes;       /* queued since the last send */
     unsigned n_ready;         /* replies, likewise */
     uint64_t n_made;          /* replies, ever */
     unsigned taken;           /* requests since the last receive */

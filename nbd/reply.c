@@ -118,6 +118,8 @@ static void coroutine_fn send_ready(Connection *conn)
             continue; /* it may be mute now */
         }
         msg.msg_iovlen = (size_t)gather(conn, iov);
+        conn->ready_bytes = 0;
+        conn->n_ready = 0;
         n = co_sendmsg(conn->fd, &msg, MSG_NOSIGNAL);
         if (n < 0) {
             if (log_enabled(LOG_LEVEL_DEBUG)) {
@@ -170,8 +172,6 @@ static void start_sender(Connection *conn)
         return;
     }
     conn->sending = true;
-    conn->ready_bytes = 0;
-    conn->n_ready = 0;
     coroutine_enter(co);
 }
 

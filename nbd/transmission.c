@@ -79,6 +79,10 @@ static bool coroutine_fn take_payload(Connection *conn, Request *req,
     return req->length == 0 || input_read(conn, req->buffer, req->length);
 }
 
+/* So many reads the ring takes from a pass, if it takes any (COAIO's uring.c):
+ * halves of fewer would be read by a system call each. */
+#define BEGIN_LEAST 8
+
 /* Starts it, and, with the first half of those that came together, lets the
  * loop begin (connection.h, "Batching"). */
 static void coroutine_fn start(Connection *conn, Request *req)
@@ -89,7 +93,8 @@ static void coroutine_fn start(Connection *conn, Request *req)
     if (conn->n_made == made) {
         conn->begun++;
     }
-    if (connection_is_half(conn, conn->begun) && input_waits(conn)) {
+    if (conn->begun >= BEGIN_LEAST && connection_is_half(conn, conn->begun) &&
+        input_waits(conn)) {
         connection_give_way(conn);
     }
 }

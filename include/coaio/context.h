@@ -127,11 +127,12 @@ COAIO_API const char *aio_context_engine(const AioContext *ctx);
 
 /**
  * Busy polling: before it sleeps, a blocking pass may look for events for a
- * while, which makes wake-ups cheaper and burns CPU that nobody else wants:
- * between two looks it lets other threads run (sched_yield()).
- * The while adapts: it grows by the factor grow, up to max_ns, when an event
- * came soon after falling asleep, and shrinks by the factor shrink (0: to
- * nothing) when none came during it, so that an idle context sleeps.
+ * while, which makes wake-ups cheaper and burns CPU.  Between two looks it lets
+ * other threads have the CPU (sched_yield(), which before Linux 6.18 gives
+ * little away).  The while adapts: it grows by the factor grow, up to max_ns,
+ * when an event came soon after falling asleep, and shrinks by the factor
+ * shrink (0: to nothing) when none came during it, so that an idle context
+ * sleeps.
  *
  * It pays where threads hand work or locks to each other all the time, or
  * clients ask again as soon as they are answered.  100,000 is twice what it
