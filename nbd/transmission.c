@@ -79,8 +79,9 @@ static bool coroutine_fn take_payload(Connection *conn, Request *req,
     return req->length == 0 || input_read(conn, req->buffer, req->length);
 }
 
-/* So many reads the ring takes from a pass, if it takes any (COAIO's uring.c):
- * halves of fewer would be read by a system call each. */
+/* Where the ring takes reads, it is those of passes that have so many
+ * (MANY_CALLS in src/loop/poller/uring.c): smaller halves would be read by a
+ * system call each. */
 #define BEGIN_LEAST 8
 
 /* Starts it, and, with the first half of those that came together, lets the
