@@ -26,7 +26,8 @@
  *   others.  All of them in one send would let either side sleep while the
  *   other works, and to wake up costs more than a second send.  So that there
  *   is a first half where no request is done at once (io_uring makes the reads
- *   of a pass at its end), the receiver gives way when it has begun one.
+ *   of a pass at its end), the receiver gives way when it has begun one, if
+ *   that is large enough (BEGIN_LEAST in transmission.c).
  *
  * Turns
  *

@@ -135,8 +135,9 @@ COAIO_API const char *aio_context_engine(const AioContext *ctx);
  * sleeps.
  *
  * It pays where threads hand work or locks to each other all the time, or
- * clients ask again as soon as they are answered.  100,000 is twice what it
- * takes a thread of a virtual machine to wake up, and what coaio-nbd uses.
+ * clients ask again as soon as they are answered.  100,000 is what coaio-nbd
+ * uses: twice what it takes a thread to wake up where that takes long, as on
+ * some virtual machines.
  *
  * max_ns 0 switches it off, which is the default.  grow 0 means 2.
  * Returns 0, or -EINVAL for negative values.
