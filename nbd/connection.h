@@ -27,7 +27,7 @@
  *   other works, and to wake up costs more than a second send.  So that there
  *   is a first half where no request is done at once (io_uring makes the reads
  *   of a pass at its end), the receiver gives way when it has begun one, if
- *   that is large enough (BEGIN_LEAST in transmission.c).
+ *   either half is large enough (BEGIN_LEAST in transmission.c).
  *
  * Turns
  *
@@ -213,9 +213,10 @@ const uint8_t *coroutine_fn input_need(Connection *conn, size_t n);
 void input_take(Connection *conn, size_t n);
 
 /**
- * Whether there is a request, or more, that was received and not used.
+ * How many requests, at the most, were received and not used: a payload among
+ * them counts as if it was requests, too.
  */
-bool input_waits(const Connection *conn);
+size_t input_waiting(const Connection *conn);
 
 /**
  * Read n bytes to data, or read and forget them.

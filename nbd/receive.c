@@ -222,9 +222,9 @@ void input_take(Connection *conn, size_t n)
     conn->in.start += n;
 }
 
-bool input_waits(const Connection *conn)
+size_t input_waiting(const Connection *conn)
 {
-    return input_length(&conn->in) >= NBD_REQUEST_SIZE;
+    return input_length(&conn->in) / NBD_REQUEST_SIZE;
 }
 
 bool coroutine_fn input_read(Connection *conn, void *data, size_t n)

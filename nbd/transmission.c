@@ -95,7 +95,7 @@ static void coroutine_fn start(Connection *conn, Request *req)
         conn->begun++;
     }
     if (conn->begun >= BEGIN_LEAST && connection_is_half(conn, conn->begun) &&
-        input_waits(conn)) {
+        input_waiting(conn) >= BEGIN_LEAST) {
         connection_give_way(conn);
     }
 }

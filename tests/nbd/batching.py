@@ -7,6 +7,9 @@ replies that are ready leave in one send.  Buffers come from a cache.
 Calls are counted by the recorder, pages by the kernel; nothing is timed.
 """
 
+import collections
+import time
+
 import nbdclient as nbd
 import recorder
 from nbdtest import (KIB, MIB, Skip, avoided, case, eq, is_instrumented, main,
@@ -46,14 +49,22 @@ def check_batched(conversation, rounds_, receives, sends):
     assert sent <= sends * rounds_ + 2, f"{sent} sends"
 
 
-def rounds_of(command, length, data=b""):
+def rounds_of(command, length, data=b"", count=COUNT):
     def talk(client):
         for _ in range(10):
             client.send(b"".join(
                 client.pack(command, i * length, length, data=data)
-                for i in range(COUNT)))
+                for i in range(count)))
             client.collect()
     return talk
+
+
+def replies_by_send(conversation, length):
+    """How many replies to READs of that length began in each send."""
+    requests = [r for r in conversation.requests
+                if r.command == nbd.CMD_READ and r.length == length]
+    begins = collections.Counter(r.answered for r in requests)
+    return [begins[place] for place in sorted(begins)]
 
 
 @case
@@ -108,6 +119,46 @@ def reads_of_a_pass_leave_in_halves(box):
     check_batched(conversation, 10, receives=1.5, sends=COUNT / 2)
     sent = len(transfers(conversation.sends, conversation))
     assert sent >= 16, f"{sent} sends"
+
+
+@case
+def of_an_odd_number_the_larger_half_leaves_first(box):
+    """The smaller one left, then as many, then the last reply alone."""
+    conversation = counted(box, "disk=memory:16M",
+                           talk=rounds_of(nbd.CMD_READ, 512, count=9))
+    eq(replies_by_send(conversation, 512), [9] + 9 * [5, 4],
+       "replies in each send")
+
+
+@case
+def no_half_of_a_few_reads_is_begun(box):
+    """The receiver gave way after eight of twelve; the ring, which takes
+    reads that are many, left the others to one system call each, and they had
+    a send of their own."""
+    image = box.image(size=16 * MIB, data=pattern(MIB))
+    conversation = counted(
+        box, f"disk={image}", talk=rounds_of(nbd.CMD_READ, 512, count=12),
+        env={"COAIO_URING_WITH": "reads",
+             "COAIO_URING_WITHOUT": f"sockets,{avoided()}"})
+    note(replies_by_send(conversation, 512))
+    check_batched(conversation, 10, receives=1.5, sends=2)
+
+
+@case
+def what_left_while_the_client_read_is_no_part_of_the_next_half(box):
+    """The sender waited for the client, and the replies that were queued
+    meanwhile were still counted when it had sent them: the next reply left
+    alone."""
+    def talk(client):
+        rounds_of(nbd.CMD_READ, 512)(client)
+        client.send(b"".join(client.pack(nbd.CMD_READ, i * KIB, 64 * KIB)
+                             for i in range(COUNT)))
+        time.sleep(0.2)   # let the socket fill, and the sender wait
+        client.collect()
+        rounds_of(nbd.CMD_READ, KIB)(client)
+    conversation = counted(box, "disk=memory:16M", talk=talk)
+    eq(replies_by_send(conversation, KIB), 10 * [COUNT // 2] * 2,
+       "replies in each send")
 
 
 @case
