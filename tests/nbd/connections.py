@@ -176,16 +176,24 @@ def try_ready(box, server):
     try:
         return client.ready()
     except (nbd.Eof, TimeoutError, ConnectionError):
+        client.close()
         return None
 
 
-def check_not_spinning(server):
-    """In a second of leisure it uses much less than one of a processor's."""
+def processor_share(server):
+    """In a second of leisure."""
     before, begin = server.processor_seconds(), time.monotonic()
     select.select([], [], [], 1)
     used = server.processor_seconds() - before
-    share = used / (time.monotonic() - begin)
-    assert share < 0.3, f"{share} of a processor"
+    return used / (time.monotonic() - begin)
+
+
+def check_not_spinning(server):
+    """It may have something left to do at first; one that spins never rests."""
+    shares = []
+    while not shares or shares[-1] >= 0.3:
+        assert len(shares) < 5, f"{shares} of a processor"
+        shares.append(processor_share(server))
 
 
 @case

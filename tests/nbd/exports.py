@@ -85,7 +85,8 @@ def clients_list_many_exports(box):
     The limit of options once had room for 42 exports.
     """
     names = [f"number {i}" for i in range(100)]
-    server = box.server(*(f"{name}=memory:1M" for name in names))
+    server = box.server(*(f"{name}=memory:1M" for name in names),
+                        options=["--handshake-timeout", 600])
     for command in (["nbdinfo", "--list", "--no-content", server.uri()],
                     ["qemu-nbd", "--list", "--socket", server.unix]):
         listed = re.findall(r"export(?:=|: )[\"'](number \d+)[\"']",

@@ -15,7 +15,7 @@ import struct
 
 import nbdclient as nbd
 from nbdtest import (KIB, MIB, case, connect, eq, is_instrumented, main,
-                     pattern, rounds, seed)
+                     pattern, rounds, seed, short_handshake)
 
 SIZE = 4 * MIB
 # Numbers at the edges of their fields, where mistakes live.
@@ -157,7 +157,7 @@ def fuzz(box, make, count):
                         f"memory=memory:{SIZE}", "calm=memory:1M",
                         options=["--threads", 2, "--max-inflight", 4 * MIB,
                                  "--log-level", "error",
-                                 "--handshake-timeout", 1])
+                                 "--handshake-timeout", short_handshake()])
     sane = Sane(box, server)
     warm_up = count // 4
     for i in range(count):

@@ -12,7 +12,8 @@ import struct
 import time
 
 import nbdclient as nbd
-from nbdtest import (KIB, MIB, case, eq, is_instrumented, main, seconds)
+from nbdtest import (KIB, MIB, case, eq, is_instrumented, main, seconds,
+                     short_handshake)
 
 
 def serve(box, *options):
@@ -174,7 +175,7 @@ def option_flood_that_reads_no_reply(box):
 
 @case
 def a_client_that_says_nothing_is_dropped(box):
-    server = serve(box, "--handshake-timeout", 1)
+    server = serve(box, "--handshake-timeout", short_handshake())
     silent = box.closing(nbd.Client(server.address()))
     after_flags = open_hello(box, server)
     in_option = open_hello(box, server)
@@ -191,7 +192,7 @@ def a_client_that_says_nothing_is_dropped(box):
 @case
 def a_client_that_dribbles_is_dropped(box):
     """The time is for the handshake as a whole; each byte buys no more."""
-    server = serve(box, "--handshake-timeout", 1)
+    server = serve(box, "--handshake-timeout", short_handshake())
     client = open_hello(box, server)
     end = time.monotonic() + seconds(30)
     # Complete options and pieces of one.
@@ -209,7 +210,7 @@ def a_client_that_dribbles_is_dropped(box):
 @case
 def a_client_in_transmission_may_be_silent(box):
     """The limit is one of the handshake only."""
-    server = serve(box, "--handshake-timeout", 1)
+    server = serve(box, "--handshake-timeout", short_handshake())
     client = nbd.Client(server.address()).ready("disk")
     box.closing(client)
     # That the limit has passed shows in the silent client's end.

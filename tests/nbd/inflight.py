@@ -324,9 +324,9 @@ def the_client_is_a_process_that_is_killed(box):
     server = box.disk_server(size=256 * MIB, shim=shim)
     source = box.image("source", size=64 * MIB, data=pattern(64 * MIB))
     for _ in range(3):
+        before = shim.calls(Shim.WRITE)
         copy = spawn("nbdcopy", source, server.uri(),
                      stderr=subprocess.DEVNULL)
-        before = shim.calls(Shim.WRITE)
         wait_until(lambda: shim.calls(Shim.WRITE) > before + 10, "writes")
         copy.send_signal(signal.SIGKILL)
         copy.wait()

@@ -85,6 +85,12 @@ def seconds(limit):
     return limit * scale * (5 if is_instrumented() else 1)
 
 
+def short_handshake():
+    """Whole seconds in which whoever does not wait on purpose gets through its
+    handshake."""
+    return max(2, min(10, int(seconds(1))))
+
+
 def rounds(number):
     """The number of rounds to run where number is the full load."""
     return max(1, number * int(os.environ.get("COAIO_TEST_LOAD", "100")) // 100)
@@ -364,6 +370,8 @@ class Box:
         """A folder on a memory file system."""
         if not os.path.isdir("/dev/shm") or not os.access("/dev/shm", os.W_OK):
             raise Skip("no /dev/shm")
+        if shutil.disk_usage("/dev/shm").free < 128 * MIB:
+            raise Skip("too little room in /dev/shm")
         path = tempfile.mkdtemp(prefix="coaio-nbd-", dir="/dev/shm")
         self.stack.callback(shutil.rmtree, path, ignore_errors=True)
         return path
@@ -636,6 +644,17 @@ def connect(address, limit=20):
         sock.close()
         raise
     return sock
+
+
+def is_refused(address):
+    """Whether nobody listens there."""
+    try:
+        connect(address).close()
+    except (FileNotFoundError, ConnectionRefusedError):
+        return True
+    except ConnectionResetError:
+        pass   # it came just before the TCP socket was closed: the next tells
+    return False
 
 
 def free_port(address):
