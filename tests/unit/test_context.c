@@ -509,13 +509,11 @@ static int64_t cpu_time(clockid_t clock)
 
 /* What thread takes of the processor that it shares with this one, which works
  * for 100 ms; as a part of that. */
-static double share_of(pthread_t thread)
+static double share_once(clockid_t clock)
 {
     const int64_t work_ns = 100000000;
-    clockid_t clock;
     int64_t before, taken;
 
-    CHECK_EQ(pthread_getcpuclockid(thread, &clock), 0);
     taken = cpu_time(clock);
     before = cpu_time(CLOCK_THREAD_CPUTIME_ID);
     while (cpu_time(CLOCK_THREAD_CPUTIME_ID) < before + work_ns) {
@@ -523,6 +521,22 @@ static double share_of(pthread_t thread)
     }
     taken = cpu_time(clock) - taken;
     return (double)taken / (double)work_ns;
+}
+
+/* The least in a few times: where a machine's processor is taken away from it
+ * for a while, that counts for whoever had it. */
+static double share_of(pthread_t thread)
+{
+    double least = 1;
+    clockid_t clock;
+
+    CHECK_EQ(pthread_getcpuclockid(thread, &clock), 0);
+    for (int i = 0; i < 3; i++) {
+        double share = share_once(clock);
+
+        least = share < least ? share : least;
+    }
+    return least;
 }
 
 static void yield_until_told(void *opaque)

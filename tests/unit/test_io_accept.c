@@ -9,12 +9,14 @@
 #include "loopthread.h"
 #include "loop/wait.h"
 #include "loop/worker.h"
+#include "os/clock.h"
 #include "os/fault.h"
 
 #include <coaio/io.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -60,8 +62,8 @@ static void coroutine_fn reach(void *opaque)
     end->done = true;
 }
 
-/* A listening socket; *address is where. */
-static int listening(int family, int flags, int backlog, Address *address)
+/* A socket that is bound; *address is where. */
+static int bound(int family, int flags, Address *address)
 {
     int fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC | flags, 0);
 
@@ -82,10 +84,25 @@ static int listening(int family, int flags, int backlog, Address *address)
     if (fd < 0 || bind(fd, &address->any, address->length)) {
         SKIP("this family of sockets does not work here");
     }
-    CHECK_EQ(listen(fd, backlog), 0);
     address->length = sizeof(*address);
     CHECK_EQ(getsockname(fd, &address->any, &address->length), 0);
     return fd;
+}
+
+static int listening(int family, int flags, int backlog, Address *address)
+{
+    int fd = bound(family, flags, address);
+
+    CHECK_EQ(listen(fd, backlog), 0);
+    return fd;
+}
+
+/* What was sent, or who has connected, has come: over TCP that may be later. */
+static void await_arrival(int fd)
+{
+    struct pollfd pollfd = {.fd = fd, .events = POLLIN};
+
+    CHECK_EQ(poll(&pollfd, 1, -1), 1);
 }
 
 static int client(const Address *address, int flags)
@@ -128,6 +145,7 @@ static void meet(const char *engine, int family, int flags)
         CHECK_EQ(fcntl(fd, F_GETFL) & O_NONBLOCK, flags & O_NONBLOCK);
 
         CHECK_EQ(write(caller.fd, "!", 1), 1);
+        await_arrival(server.result);
         CHECK_EQ(recv(server.result, &byte, 1, MSG_WAITALL), 1);
         CHECK_EQ(byte, '!');
         close(caller.fd);
@@ -168,13 +186,15 @@ static void refused(const char *engine, int family, int flags)
 {
     AioContext *ctx = go_begin(engine);
     End caller = {0};
+    /* Kept, lest somebody else listens there. */
+    int fd = bound(family, 0, &caller.address);
 
-    close(listening(family, 0, 1, &caller.address));
     caller.fd = client(&caller.address, flags);
     go(reach, &caller);
     go_until(ctx, &caller.done);
     CHECK_EQ(caller.result, -ECONNREFUSED);
     close(caller.fd);
+    close(fd);
     go_end(ctx);
 }
 
@@ -473,7 +493,8 @@ TEST(a_full_queue_is_not_spun_on_without_a_home)
     int fd = listening(AF_UNIX, 0, 0, &address);
     int first = client(&address, 0);
     End caller = {.fd = client(&address, SOCK_NONBLOCK), .address = address};
-    uint64_t calls;
+    uint64_t calls, most = 200;
+    int64_t begin = os_clock_monotonic_ns();
     pthread_t thread;
 
     CHECK_EQ(connect(first, &address.any, address.length), 0);
@@ -482,7 +503,9 @@ TEST(a_full_queue_is_not_spun_on_without_a_home)
     go(reach, &caller);
     CHECK(caller.done);
     CHECK_EQ(caller.result, 0);
-    CHECK(os_counter(OS_COUNT_SYSCALLS) - calls < 200);
+    /* And more if the other thread is late: four in 32 ms, at the end. */
+    most += (uint64_t)(os_clock_monotonic_ns() - begin) / 4000000;
+    CHECK(os_counter(OS_COUNT_SYSCALLS) - calls < most);
     CHECK_EQ(pthread_join(thread, NULL), 0);
     close(first);
     close(caller.fd);
@@ -711,6 +734,9 @@ static void cut_short(const char *engine, int flags, const char *fails,
     for (int i = 0; i < MOST; i++) {
         filling[i] = client(&address, SOCK_NONBLOCK);
         connect(filling[i], &address.any, address.length);
+        if (i == 0) {
+            await_arrival(fd); /* so the others find no room */
+        }
     }
     caller.fd = client(&address, flags);
     if (was_file) {
